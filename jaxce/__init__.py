@@ -1,0 +1,35 @@
+"""Classification losses for JAX: pure functions with one exact derivative rule under them."""
+
+from jaxce import torch as torch
+from jaxce._distillation import distillation_loss as distillation_loss
+from jaxce._elementwise import binary_cross_entropy as binary_cross_entropy
+from jaxce._elementwise import binary_focal_loss as binary_focal_loss
+from jaxce._elementwise import l1_loss as l1_loss
+from jaxce._elementwise import mse_loss as mse_loss
+from jaxce._losses import cross_entropy as cross_entropy
+from jaxce._losses import focal_loss as focal_loss
+from jaxce._losses import poly_loss as poly_loss
+from jaxce._reduction import MeanParts as MeanParts
+from jaxce._reduction import reduce_losses as reduce_losses
+from jaxce._scores import multi_margin_loss as multi_margin_loss
+from jaxce._scores import nll_loss as nll_loss
+from jaxce._summary import Summary as Summary
+from jaxce._summary import summarize as summarize
+
+__all__ = [
+    "MeanParts",
+    "Summary",
+    "binary_cross_entropy",
+    "binary_focal_loss",
+    "cross_entropy",
+    "distillation_loss",
+    "focal_loss",
+    "l1_loss",
+    "mse_loss",
+    "multi_margin_loss",
+    "nll_loss",
+    "poly_loss",
+    "reduce_losses",
+    "summarize",
+    "torch",
+]

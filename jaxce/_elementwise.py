@@ -1,0 +1,340 @@
+"""Losses of single numbers: independent yes/no outputs, and the squared and absolute errors."""
+
+from functools import partial
+from typing import Unpack, overload
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxce._inputs import ElementInputs, check_broadcast, check_elements, check_reduction, check_scalar, present
+from jaxce._reduction import MeanParts, reduce_rows
+from jaxce._rows import accumulator, silence
+from jaxce._types import (
+    ElementMask,
+    Elements,
+    Reduction,
+    RowOptions,
+    Scalar,
+    ToArray,
+    ToParts,
+)
+
+_core = partial(jax.jit, static_argnames="reduction", inline=True)
+
+
+@overload
+def binary_cross_entropy(
+    logits: Elements,
+    targets: Elements,
+    *,
+    pos_weight: Elements | Scalar | None = ...,
+    label_smoothing: Scalar = ...,
+    reduction: ToParts,
+    **options: Unpack[RowOptions],
+) -> MeanParts: ...
+@overload
+def binary_cross_entropy(
+    logits: Elements,
+    targets: Elements,
+    *,
+    pos_weight: Elements | Scalar | None = ...,
+    label_smoothing: Scalar = ...,
+    reduction: ToArray = ...,
+    **options: Unpack[RowOptions],
+) -> Array: ...
+def binary_cross_entropy(
+    logits: Elements,
+    targets: Elements,
+    *,
+    pos_weight: Elements | Scalar | None = None,
+    weights: Elements | None = None,
+    where: ElementMask | None = None,
+    label_smoothing: Scalar = 0.0,
+    reduction: Reduction = "mean",
+) -> Array | MeanParts:
+    """Cross entropy of independent yes/no outputs.
+
+    For two classes with one output, and for labels of which several may hold at once. For one class out of many use
+    `cross_entropy`.
+
+    With t the target after smoothing, t (1−ε) + ε/2, the loss of an element is
+
+        l = pos_weight t log(1 + exp(−z)) + (1−t) log(1 + exp z)
+
+    Args:
+        logits: any shape, any floating dtype. ±inf is a certain answer.
+        targets: probabilities of yes, the shape of `logits`, any floating dtype.
+        pos_weight: weight of the yes part, real: a scalar, or what broadcasts to the shape of `logits`, such as one
+            number for each output along the last axis.
+        weights: weights of the elements, the shape of `logits`.
+        where: boolean, the shape of `logits`; elements where it is false are not read.
+        label_smoothing: ε in [0, 1].
+        reduction: "mean" (over elements that count), "sum", "none" or "parts".
+
+    Returns:
+        float32 (float64 for float64 inputs): a scalar, the shape of `logits` for "none", or a `MeanParts`.
+
+    Raises:
+        TypeError: a dtype is wrong; labels 0 and 1 must be cast to a floating dtype.
+        ValueError: a shape, `label_smoothing` or `reduction` is wrong.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxce
+        >>> print(f"{jaxce.binary_cross_entropy(jnp.array([0.0, 2.0]), jnp.array([1.0, 1.0])):.4f}")
+        0.4100
+
+    References:
+        PyTorch's `torch.nn.BCEWithLogitsLoss` means the same.
+    """
+    inputs = check_elements("logits", logits, targets, weights, where)
+    pos_weight = check_broadcast("pos_weight", pos_weight, inputs.values.shape)
+    label_smoothing = check_scalar("label_smoothing", label_smoothing, low=0, high=1)
+    check_reduction(reduction)
+    return binary_cross_entropy_core(inputs, pos_weight, present(label_smoothing), reduction=reduction)
+
+
+@_core
+def binary_cross_entropy_core(inputs, pos_weight, label_smoothing, *, reduction):
+    """The jitted half of `binary_cross_entropy`."""
+    z, t, dtype = _read(inputs, pos_weight)
+    if label_smoothing is not None:
+        epsilon = label_smoothing.astype(dtype)
+        t = t * (1 - epsilon) + epsilon / 2
+    positive = jnp.ones((), dtype) if pos_weight is None else pos_weight.astype(dtype)
+    return _reduce(_binary(z, t, positive), inputs, dtype, reduction)
+
+
+@overload
+def binary_focal_loss(
+    logits: Elements,
+    targets: Elements,
+    *,
+    gamma: Scalar = ...,
+    alpha: Scalar | None = ...,
+    reduction: ToParts,
+    **options: Unpack[RowOptions],
+) -> MeanParts: ...
+@overload
+def binary_focal_loss(
+    logits: Elements,
+    targets: Elements,
+    *,
+    gamma: Scalar = ...,
+    alpha: Scalar | None = ...,
+    reduction: ToArray = ...,
+    **options: Unpack[RowOptions],
+) -> Array: ...
+def binary_focal_loss(
+    logits: Elements,
+    targets: Elements,
+    *,
+    gamma: Scalar = 2.0,
+    alpha: Scalar | None = None,
+    weights: Elements | None = None,
+    where: ElementMask | None = None,
+    reduction: Reduction = "mean",
+) -> Array | MeanParts:
+    """Focal loss of independent yes/no outputs.
+
+    For detectors, where almost every output is an easy no. With one class out of many use `focal_loss`.
+
+    With p = sigmoid(z) and target t, p_t = p t + (1−p)(1−t) and l = α_t (1 − p_t)^γ times the binary cross entropy,
+    where α_t = α t + (1−α)(1−t), or 1 without α. The power is taken in log space: values and derivatives are finite for
+    every γ.
+
+    Args:
+        logits: any shape, any floating dtype.
+        targets: probabilities of yes, the shape of `logits`, any floating dtype.
+        gamma: γ ≥ 0, scalar; 0 is binary cross entropy.
+        alpha: α in [0, 1], the weight of yes against no; None weighs both by 1.
+        weights: weights of the elements, the shape of `logits`.
+        where: boolean, the shape of `logits`; elements where it is false are not read.
+        reduction: "mean", "sum", "none" or "parts". Detectors often take "sum" and divide by the number of objects.
+
+    Returns:
+        float32 (float64 for float64 inputs): a scalar, the shape of `logits` for "none", or a `MeanParts`.
+
+    Raises:
+        TypeError: a dtype is wrong; labels 0 and 1 must be cast to a floating dtype.
+        ValueError: a shape, `gamma`, `alpha` or `reduction` is wrong.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxce
+        >>> print(f"{jaxce.binary_focal_loss(jnp.array([0.0, 2.0]), jnp.array([1.0, 1.0]), alpha=0.25):.4f}")
+        0.0219
+
+    References:
+        Lin et al., Focal Loss for Dense Object Detection, 2017.
+    """
+    inputs = check_elements("logits", logits, targets, weights, where)
+    gamma = check_scalar("gamma", gamma, low=0)
+    alpha = None if alpha is None else check_scalar("alpha", alpha, low=0, high=1)
+    check_reduction(reduction)
+    return _binary_focal_loss(inputs, gamma, alpha, reduction=reduction)
+
+
+@_core
+def _binary_focal_loss(inputs, gamma, alpha, *, reduction):
+    z, t, dtype = _read(inputs)
+    modulation = jnp.exp(gamma.astype(dtype) * _log_miss(z, t))
+    losses = modulation * _binary(z, t, jnp.ones((), dtype))
+    if alpha is not None:
+        alpha = alpha.astype(dtype)
+        losses *= alpha * t + (1 - alpha) * (1 - t)
+    return _reduce(losses, inputs, dtype, reduction)
+
+
+def _binary(z, t, positive):
+    """The sum positive · t · softplus(−z) + (1−t) · softplus(z), where no mass on an infinite distance is 0."""
+
+    def part(mass, distance):
+        return mass * jnp.where((mass == 0) & jnp.isposinf(distance), 0, distance)
+
+    return positive * part(t, jax.nn.softplus(-z)) + part(1 - t, jax.nn.softplus(z))
+
+
+def _log_miss(z, t):
+    """log(1 − p_t), where 1 − p_t = t σ(−z) + (1−t) σ(z) may be far below the smallest float.
+
+    With s = |z| and τ the target's mass on the side that z leans to, 1 − p_t = σ(s) ((1−τ) + τ exp(−s)). The bracket is
+    taken as it stands where 1−τ leads, and as exp(−s) (1 + (1−τ) expm1(s)) where exp(−s) does: so hard targets are
+    exact.
+    """
+    leans_to_yes = z >= 0
+    s = jnp.where(leans_to_yes, z, -z)
+    tau = jnp.where(leans_to_yes, t, 1 - t)
+    wrong = (1 - tau) > jnp.exp(-s)
+    as_is = jnp.log(jnp.where(wrong, (1 - tau) + tau * jnp.exp(-s), 1))
+    capped = jnp.where(wrong | (s > 80), 80, s)  # with more, 1−τ is 0 here
+    factored = jnp.log1p(jnp.where(wrong, 0, (1 - tau) * jnp.expm1(capped))) - s
+    log_miss = jnp.where(wrong, as_is, factored) - jax.nn.softplus(-s)
+    return jnp.maximum(log_miss, jnp.finfo(z.dtype).min / 4)  # γ = 0 times a finite number
+
+
+@overload
+def mse_loss(
+    predictions: Elements, targets: Elements, *, reduction: ToParts, **options: Unpack[RowOptions]
+) -> MeanParts: ...
+@overload
+def mse_loss(
+    predictions: Elements, targets: Elements, *, reduction: ToArray = ..., **options: Unpack[RowOptions]
+) -> Array: ...
+def mse_loss(
+    predictions: Elements,
+    targets: Elements,
+    *,
+    weights: Elements | None = None,
+    where: ElementMask | None = None,
+    reduction: Reduction = "mean",
+) -> Array | MeanParts:
+    """Squared error.
+
+    A regression loss. As a loss for classification, against one-hot targets, it is a baseline: it punishes outputs that
+    are too far on the right side, which cross entropy does not.
+
+    l = (prediction − target)²
+
+    Args:
+        predictions: any shape, any floating dtype.
+        targets: the shape of `predictions`, any floating dtype. Nothing is broadcast: (N, 1) against (N,) is an error.
+        weights: weights of the elements, the same shape.
+        where: boolean, the same shape; elements where it is false are not read.
+        reduction: "mean" (over elements that count), "sum", "none" or "parts".
+
+    Returns:
+        float32 (float64 for float64 inputs): a scalar, the shape of `predictions` for "none", or a `MeanParts`.
+
+    Raises:
+        TypeError: a dtype is wrong.
+        ValueError: a shape or `reduction` is wrong.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxce
+        >>> print(jaxce.mse_loss(jnp.array([3.0, 0.0]), jnp.array([1.0, -1.0])))
+        2.5
+
+    References:
+        Fleuret, EE-559 Deep Learning, lecture 5.1: Cross-entropy loss, 2018.
+    """
+    inputs = check_elements("predictions", predictions, targets, weights, where)
+    check_reduction(reduction)
+    return mse_loss_core(inputs, reduction=reduction)
+
+
+@_core
+def mse_loss_core(inputs, *, reduction):
+    """The jitted half of `mse_loss`."""
+    predictions, targets, dtype = _read(inputs)
+    return _reduce(jnp.square(predictions - targets), inputs, dtype, reduction)
+
+
+@overload
+def l1_loss(
+    predictions: Elements, targets: Elements, *, reduction: ToParts, **options: Unpack[RowOptions]
+) -> MeanParts: ...
+@overload
+def l1_loss(
+    predictions: Elements, targets: Elements, *, reduction: ToArray = ..., **options: Unpack[RowOptions]
+) -> Array: ...
+def l1_loss(
+    predictions: Elements,
+    targets: Elements,
+    *,
+    weights: Elements | None = None,
+    where: ElementMask | None = None,
+    reduction: Reduction = "mean",
+) -> Array | MeanParts:
+    """Absolute error.
+
+    A regression loss that outliers move less than `mse_loss`. Its gradient where prediction and target agree is 0.
+
+    l = |prediction − target|
+
+    Args:
+        predictions: any shape, any floating dtype.
+        targets: the shape of `predictions`, any floating dtype. Nothing is broadcast: (N, 1) against (N,) is an error.
+        weights: weights of the elements, the same shape.
+        where: boolean, the same shape; elements where it is false are not read.
+        reduction: "mean" (over elements that count), "sum", "none" or "parts".
+
+    Returns:
+        float32 (float64 for float64 inputs): a scalar, the shape of `predictions` for "none", or a `MeanParts`.
+
+    Raises:
+        TypeError: a dtype is wrong.
+        ValueError: a shape or `reduction` is wrong.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxce
+        >>> print(jaxce.l1_loss(jnp.array([3.0, 0.0]), jnp.array([1.0, -1.0])))
+        1.5
+
+    References:
+        PyTorch's `torch.nn.L1Loss` means the same.
+    """
+    inputs = check_elements("predictions", predictions, targets, weights, where)
+    check_reduction(reduction)
+    return l1_loss_core(inputs, reduction=reduction)
+
+
+@_core
+def l1_loss_core(inputs, *, reduction):
+    """The jitted half of `l1_loss`."""
+    predictions, targets, dtype = _read(inputs)
+    return _reduce(jnp.abs(predictions - targets), inputs, dtype, reduction)
+
+
+def _read(inputs: ElementInputs, *others):
+    """Values and targets in the dtype of the arithmetic, which comes with them; 0 where they do not count."""
+    dtype = accumulator(inputs.values, inputs.targets, inputs.weights, *others)
+    return *(silence(inputs.where, x.astype(dtype)) for x in (inputs.values, inputs.targets)), dtype
+
+
+def _reduce(losses, inputs: ElementInputs, dtype, reduction):
+    weights = None if inputs.weights is None else silence(inputs.where, inputs.weights.astype(dtype))
+    return reduce_rows(silence(inputs.where, losses), inputs.where, weights, reduction=reduction)

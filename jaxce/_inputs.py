@@ -1,0 +1,319 @@
+"""The door: every error for a bad argument is raised here.
+
+It is passed outside `jit`, with shapes, dtypes and NumPy values at hand, and tells the caller what to change. What
+comes out is a pytree that the jitted half of a loss takes.
+"""
+
+import operator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxce._types import Reduction
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["logits", "targets", "weights", "class_weights", "where"],
+    meta_fields=["axis", "ignore_index"],
+)
+@dataclass(frozen=True)
+class ClassInputs:
+    """Checked arguments of a loss over classes, on their way into `jit`; `axis` is not negative."""
+
+    logits: Any
+    targets: Any
+    weights: Any
+    class_weights: Any
+    where: Any
+    axis: int
+    ignore_index: int | None
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["values", "targets", "weights", "where"], meta_fields=[])
+@dataclass(frozen=True)
+class ElementInputs:
+    """Arguments of an elementwise loss, all of one shape."""
+
+    values: Any
+    targets: Any
+    weights: Any
+    where: Any
+
+
+def check_classes(
+    logits: Any,
+    targets: Any,
+    *,
+    axis: int = -1,
+    weights: Any = None,
+    class_weights: Any = None,
+    where: Any = None,
+    ignore_index: int | None = None,
+    labels_only: str | None = None,
+    name: str = "logits",
+) -> ClassInputs:
+    """Checks the arguments that losses over classes share.
+
+    `labels_only` is the name of a loss that is defined for class indices alone, `name` what the caller calls the
+    logits.
+    """
+    logits = check_floating(name, logits)
+    axis = check_axis(axis, name, logits.shape)
+    num_classes = logits.shape[axis]
+    rows = logits.shape[:axis] + logits.shape[axis + 1 :]
+    targets = as_array("targets", targets)
+    _check_target_dtype(targets, logits.shape, rows, name, labels_only)
+    _check_target_shape(targets, logits.shape, rows, axis, name)
+    if ignore_index is not None:
+        ignore_index = _check_integer("ignore_index", ignore_index)
+        if not jnp.issubdtype(targets.dtype, jnp.integer):
+            raise ValueError(
+                f"`ignore_index` needs class indices, and `targets` are probabilities of shape {targets.shape}. "
+                f"Pass `where`, a boolean mask of shape {rows}, to leave rows out."
+            )
+    if class_weights is not None:
+        class_weights = _check_real("class_weights", class_weights)
+        if class_weights.shape != (num_classes,):
+            raise ValueError(
+                f"`class_weights` must have shape ({num_classes},), one weight for each class along axis {axis} of "
+                f"`{name}`; got {class_weights.shape}. Weights of rows go into `weights`."
+            )
+    weights, where = check_weights_and_mask(weights, where, rows)
+    _check_label_values(targets, num_classes, where, ignore_index)
+    return ClassInputs(logits, targets, weights, class_weights, where, axis, ignore_index)
+
+
+def check_teacher(logits: Any, teacher_logits: Any, axis: int, weights: Any, where: Any) -> ClassInputs:
+    """Checks the arguments of a loss whose targets are logits themselves."""
+    logits = check_floating("logits", logits)
+    teacher_logits = check_floating("teacher_logits", teacher_logits)
+    if teacher_logits.shape != logits.shape:
+        raise ValueError(
+            f"`teacher_logits` must have the shape of `logits`, {logits.shape}; got {teacher_logits.shape}. "
+            "Do both models share the classes?"
+        )
+    axis = check_axis(axis, "logits", logits.shape)
+    weights, where = check_weights_and_mask(weights, where, logits.shape[:axis] + logits.shape[axis + 1 :])
+    return ClassInputs(logits, teacher_logits, weights, None, where, axis, None)
+
+
+def check_class_vector(name: str, vector: Any, num_classes: int) -> Any:
+    """Checks a vector over the classes, or None."""
+    if vector is None:
+        return None
+    vector = _check_real(name, vector)
+    if vector.shape != (num_classes,):
+        raise ValueError(f"`{name}` must have shape ({num_classes},), one number for each class; got {vector.shape}.")
+    return vector
+
+
+def check_elements(name: str, values: Any, targets: Any, weights: Any, where: Any) -> ElementInputs:
+    """Checks the arguments of an elementwise loss: everything has the shape of `values`."""
+    values = check_floating(name, values)
+    targets = as_array("targets", targets)
+    if targets.shape != values.shape:
+        raise ValueError(
+            f"`targets` must have the shape of `{name}`, {values.shape}; got {targets.shape}. Nothing is broadcast."
+            f"{_squeeze_hint('targets', targets.shape, values.shape)}"
+        )
+    if not jnp.issubdtype(targets.dtype, jnp.floating):
+        raise TypeError(
+            f"`targets` must have a floating dtype; got {targets.dtype}. Cast them: targets.astype(jnp.float32)."
+        )
+    weights, where = check_weights_and_mask(weights, where, values.shape)
+    return ElementInputs(values, targets, weights, where)
+
+
+def check_weights_and_mask(weights: Any, where: Any, shape: tuple[int, ...]) -> tuple[Any, Any]:
+    """Checks row weights and mask against the shape of the losses."""
+    if weights is not None:
+        weights = _check_real("weights", weights)
+        _check_shape_of_losses("weights", weights, shape)
+    if where is not None:
+        where = as_array("where", where)
+        if where.dtype != np.bool_:
+            raise TypeError(f"`where` must be boolean; got {where.dtype}. Numbers go into `weights`.")
+        _check_shape_of_losses("where", where, shape)
+    return weights, where
+
+
+def check_broadcast(name: str, value: Any, shape: tuple[int, ...]) -> Any:
+    """Checks factors of the elements: they may be stretched to the elements' shape, but never stretch it."""
+    if value is None:
+        return None
+    if isinstance(value, int | float):
+        return check_scalar(name, value)
+    value = _check_real(name, value)
+    try:
+        fits = np.broadcast_shapes(value.shape, shape) == shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"`{name}` must be a scalar, or broadcast to the shape of `logits`, {shape}; got {value.shape}. One number "
+            "for each output is a vector of the last axis' length."
+        )
+    return value
+
+
+def check_reduction(reduction: str) -> None:
+    """Checks the name of a reduction."""
+    names = get_args(Reduction)
+    if reduction not in names:
+        listed = ", ".join(repr(name) for name in names[:-1])
+        raise ValueError(f"`reduction` must be {listed} or {names[-1]!r}; got {reduction!r}.")
+
+
+def check_scalar(name: str, value: Any, *, low: float = -np.inf, high: float = np.inf, open_low: bool = False) -> Any:
+    """Checks a scalar setting: its shape always, its value where it is a Python or NumPy number."""
+    value = np.asarray(value) if isinstance(value, float) else as_array(name, value)
+    if value.shape != ():
+        raise ValueError(f"`{name}` must be a scalar; got shape {value.shape}.")
+    if jnp.issubdtype(value.dtype, jnp.bool_) or not jnp.issubdtype(value.dtype, jnp.number):
+        raise TypeError(f"`{name}` must be a number; got {value.dtype}.")
+    if isinstance(value, np.ndarray) and not (low < value <= high if open_low else low <= value <= high):
+        interval = f"{'(' if open_low or low == -np.inf else '['}{low:g}, {high:g}{')' if high == np.inf else ']'}"
+        raise ValueError(f"`{name}` must be in {interval}; got {value}.")
+    return value
+
+
+def present(value: Any) -> Any:
+    """The setting, or None where it is a plain 0 and its term need not be computed."""
+    return None if isinstance(value, np.ndarray) and not value else value
+
+
+def as_array(name: str, value: Any) -> Any:
+    """A JAX or NumPy array as it is, a NumPy scalar or Python integer as an array; anything else is an error."""
+    if isinstance(value, jax.Array | np.ndarray):
+        return value
+    if hasattr(value, "__jax_array__"):  # a Flax variable
+        return value.__jax_array__()
+    if isinstance(value, int | np.generic):
+        return np.asarray(value)
+    kind = type(value)
+    raise TypeError(
+        f"`{name}` must be a jax.Array or a NumPy array; got {kind.__module__}.{kind.__qualname__}. "
+        f"Wrap it: jnp.asarray({name})."
+    )
+
+
+def check_floating(name: str, value: Any) -> Any:
+    value = as_array(name, value)
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise TypeError(
+            f"`{name}` must have a floating dtype; got {value.dtype}. Cast them: {name}.astype(jnp.float32)."
+        )
+    return value
+
+
+def _check_real(name: str, value: Any) -> Any:
+    value = as_array(name, value)
+    if not (jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)):
+        raise TypeError(f"`{name}` must hold real numbers; got {value.dtype}. A mask of rows goes into `where`.")
+    return value
+
+
+def _check_integer(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:  # a traced array is a TypeError too
+        raise TypeError(f"`{name}` must be a Python int, known when the function is traced; got {value!r}.") from None
+
+
+def check_axis(axis: Any, name: str, shape: tuple[int, ...]) -> int:
+    axis = _check_integer("axis", axis)
+    if not shape:
+        raise ValueError(f"`{name}` must have a class axis; got shape ().")
+    if not -len(shape) <= axis < len(shape):
+        raise ValueError(f"`axis` must be in [{-len(shape)}, {len(shape)}) for `{name}` of shape {shape}; got {axis}.")
+    if shape[axis] == 0:
+        raise ValueError(f"`{name}` must have at least one class; got shape {shape} with class axis {axis}.")
+    return axis % len(shape)
+
+
+def _check_target_dtype(
+    targets: Any, logits_shape: tuple[int, ...], rows: tuple[int, ...], name: str, labels_only: str | None
+) -> None:
+    dtype, shape = targets.dtype, targets.shape
+    if jnp.issubdtype(dtype, jnp.floating):
+        if labels_only is not None:
+            raise TypeError(
+                f"`{labels_only}` is defined for class indices: `targets` must be integers of shape {rows}; "
+                f"got {dtype} of shape {shape}."
+            )
+        if shape == rows:
+            raise TypeError(
+                f"`targets` of dtype {dtype} are probabilities and must have the shape of `{name}`, {logits_shape}; "
+                f"got {shape}, the shape of class indices. Class indices are integers: targets.astype(jnp.int32)."
+            )
+    elif jnp.issubdtype(dtype, jnp.integer):
+        if shape == logits_shape:
+            raise TypeError(
+                f"`targets` of dtype {dtype} are class indices and must have shape {rows}; got {shape}, the shape of "
+                f"`{name}`. Probabilities and one-hot vectors are floating: targets.astype(jnp.float32)."
+            )
+    else:
+        raise TypeError(
+            f"`targets` must be class indices of an integer dtype, or probabilities of a floating dtype; got {dtype}. "
+            f"Cast them, e.g. targets.astype(jnp.int32)."
+        )
+
+
+def _check_target_shape(
+    targets: Any, logits_shape: tuple[int, ...], rows: tuple[int, ...], axis: int, name: str
+) -> None:
+    shape = targets.shape
+    if shape == (rows if jnp.issubdtype(targets.dtype, jnp.integer) else logits_shape):
+        return
+    hint = _squeeze_hint("targets", shape, rows)
+    if not hint:
+        without = [logits_shape[:i] + logits_shape[i + 1 :] for i in range(len(logits_shape))]
+        if shape in without:
+            hint = f" Is the class axis another one? Pass axis={without.index(shape)}."
+        elif len(shape) == len(rows) and rows:
+            hint = f" Were the targets shifted and the {name} not?"
+    raise ValueError(
+        f"`targets` must have shape {rows} for class indices or {logits_shape} for probabilities, with `{name}` of "
+        f"shape {logits_shape} and class axis {axis}; got {shape}.{hint}"
+    )
+
+
+def _squeeze_hint(name: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+    if shape == (*wanted, 1):
+        return f" Drop the last axis: {name}.squeeze(-1)."
+    if wanted == (*shape, 1):
+        return f" Add an axis: {name}[..., None]."
+    return ""
+
+
+def _check_shape_of_losses(name: str, value: Any, shape: tuple[int, ...]) -> None:
+    if value.shape != shape:
+        raise ValueError(
+            f"`{name}` must have the shape of the losses, {shape}; got {value.shape}. Nothing is broadcast."
+            f"{_squeeze_hint(name, value.shape, shape)}"
+        )
+
+
+def _check_label_values(targets: Any, num_classes: int, where: Any, ignore_index: int | None) -> None:
+    """NumPy labels are there to be read: a wrong one is an error at once."""
+    if not isinstance(targets, np.ndarray) or not jnp.issubdtype(targets.dtype, jnp.integer):
+        return
+    if not (where is None or isinstance(where, np.ndarray)):
+        return
+    wrong = (targets < 0) | (targets >= num_classes)
+    if ignore_index is not None:
+        wrong &= targets != ignore_index
+    if where is not None:
+        wrong &= where
+    if wrong.any():
+        position = tuple(int(i) for i in np.argwhere(wrong)[0])
+        label = int(targets[position])
+        hint = f" If {label} marks rows to leave out, pass ignore_index={label}." if ignore_index is None else ""
+        raise ValueError(
+            f"`targets` must be class indices in [0, {num_classes}); got {label} at position {position}.{hint}"
+        )

@@ -1,0 +1,354 @@
+"""The losses that are arithmetic on a row's summary: cross entropy, focal, poly.
+
+Their derivatives are plain autodiff above the rule of `_summary`.
+"""
+
+from functools import partial
+from typing import Unpack, overload
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxce._inputs import check_classes, check_reduction, check_scalar, present
+from jaxce._reduction import MeanParts, reduce_rows
+from jaxce._rows import read_classes
+from jaxce._summary import summarize_rows
+from jaxce._types import (
+    ClassOptions,
+    ClassVector,
+    Distributions,
+    Labels,
+    Logits,
+    PerRow,
+    Reduction,
+    RowMask,
+    RowWeights,
+    Scalar,
+    ToArray,
+    ToParts,
+)
+
+_core = partial(jax.jit, static_argnames="reduction", inline=True)
+
+
+@overload
+def cross_entropy(
+    logits: Logits,
+    targets: Labels | Distributions,
+    *,
+    label_smoothing: Scalar = ...,
+    z_loss: Scalar = ...,
+    reduction: ToParts,
+    **options: Unpack[ClassOptions],
+) -> MeanParts: ...
+@overload
+def cross_entropy(
+    logits: Logits,
+    targets: Labels | Distributions,
+    *,
+    label_smoothing: Scalar = ...,
+    z_loss: Scalar = ...,
+    reduction: ToArray = ...,
+    **options: Unpack[ClassOptions],
+) -> Array: ...
+def cross_entropy(
+    logits: Logits,
+    targets: Labels | Distributions,
+    *,
+    axis: int = -1,
+    weights: RowWeights | None = None,
+    class_weights: ClassVector | None = None,
+    where: RowMask | None = None,
+    ignore_index: int | None = None,
+    label_smoothing: Scalar = 0.0,
+    z_loss: Scalar = 0.0,
+    reduction: Reduction = "mean",
+) -> Array | MeanParts:
+    """Cross entropy between logits and class indices or distributions.
+
+    The loss of classification, segmentation and language models. For independent yes/no outputs use
+    `binary_cross_entropy`, for log-probabilities `nll_loss`.
+
+    With p = softmax(z), label y, class weights w (1 without), smoothing ε over C classes and z-loss λ, the loss of a
+    row is
+
+        l = (1−ε) w_y (−log p_y) + (ε/C) Σ_c w_c (−log p_c) + λ w_y log² Σ_c exp z_c
+
+    and with a distribution q, l = Σ_c w_c ((1−ε) q_c + ε/C) (−log p_c) + λ log² Σ_c exp z_c. The mean over rows of
+    weight v is Σ v l / Σ v w_y for labels and Σ v l / Σ v for distributions, whose class weights are inside l, as in
+    PyTorch.
+
+    Args:
+        logits: (..., C), or the classes along `axis`. Any floating dtype; the arithmetic is at least float32.
+        targets: labels in [0, C), any integer dtype, the shape of `logits` without the class axis; or distributions, a
+            floating dtype, the shape of `logits`. They need not sum to 1. The dtype decides.
+        axis: the class axis of `logits` and of distributions.
+        weights: weights of the rows, the shape of the losses. 0 multiplies: 0 · NaN is NaN.
+        class_weights: (C,), real.
+        where: boolean, the shape of the losses. A row where it is false counts as nothing and is not read: it may hold
+            NaN.
+        ignore_index: label of rows that do not count, inside [0, C) or out; labels only. The same as
+            `where=targets != ignore_index`.
+        label_smoothing: ε in [0, 1]. The share of the target that is spread evenly over all C classes.
+        z_loss: λ ≥ 0. Holds the softmax's denominator near 1; 1e-4 is common for language models.
+        reduction: "mean", "sum", "none" (the losses, times `weights`) or "parts" (a `MeanParts`, for batches that are
+            split).
+
+    Returns:
+        float32 (float64 for float64 inputs): a scalar, the shape of the losses for "none", or a `MeanParts`. The mean
+        of nothing is 0 with zero gradient. A label outside [0, C) makes its loss and its gradient row NaN, and no
+        other.
+
+    Raises:
+        TypeError: `targets` or `where` have a dtype that contradicts their meaning, or an argument is no array.
+        ValueError: a shape, `axis`, `label_smoothing`, `z_loss`, `reduction` or a NumPy label is wrong, or
+            `ignore_index` comes with distributions.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxce
+        >>> logits = jnp.array([[-1.0, -3.0, 4.0], [-3.0, 3.0, -1.0]])
+        >>> print(f"{jaxce.cross_entropy(logits, jnp.array([0, 1])):.4f}")
+        2.5141
+        >>> print(f"{jaxce.cross_entropy(logits, jnp.array([0, -100]), ignore_index=-100):.4f}")
+        5.0076
+
+    References:
+        Szegedy et al., Rethinking the Inception Architecture for Computer Vision, 2015 (label smoothing).
+        Chowdhery et al., PaLM: Scaling Language Modeling with Pathways, 2022 (z-loss).
+    """
+    inputs = check_classes(
+        logits,
+        targets,
+        axis=axis,
+        weights=weights,
+        class_weights=class_weights,
+        where=where,
+        ignore_index=ignore_index,
+    )
+    label_smoothing = check_scalar("label_smoothing", label_smoothing, low=0, high=1)
+    z_loss = check_scalar("z_loss", z_loss, low=0)
+    check_reduction(reduction)
+    return cross_entropy_core(inputs, present(label_smoothing), present(z_loss), reduction=reduction)
+
+
+@_core
+def cross_entropy_core(inputs, label_smoothing, z_loss, *, reduction):
+    """The jitted half of `cross_entropy`; a setting that is None is a term that is not there."""
+    rows = read_classes(inputs)
+    dtype = rows.dtype
+    num_classes = rows.logits.shape[-1]
+    label_weights = rows.label_weights
+    class_weights = rows.class_weights
+    if label_smoothing is not None and class_weights is None:
+        class_vector = jnp.ones(num_classes, dtype)
+    else:
+        class_vector = None if label_smoothing is None else class_weights
+    summary = summarize_rows(rows, class_vector=class_vector, target_weights=None if rows.has_labels else class_weights)
+    losses = _weigh(label_weights, summary.nll)
+    if label_smoothing is not None:
+        epsilon = label_smoothing.astype(dtype)
+        losses = (1 - epsilon) * losses + epsilon / num_classes * summary.spread
+    if z_loss is not None:
+        losses += z_loss.astype(dtype) * _weigh(label_weights, jnp.square(summary.log_z))
+    return reduce_rows(losses, rows.counts, rows.weights, label_weights, reduction=reduction)
+
+
+@overload
+def focal_loss(
+    logits: Logits,
+    targets: Labels,
+    *,
+    gamma: Scalar = ...,
+    reduction: ToParts,
+    **options: Unpack[ClassOptions],
+) -> MeanParts: ...
+@overload
+def focal_loss(
+    logits: Logits,
+    targets: Labels,
+    *,
+    gamma: Scalar = ...,
+    reduction: ToArray = ...,
+    **options: Unpack[ClassOptions],
+) -> Array: ...
+def focal_loss(
+    logits: Logits,
+    targets: Labels,
+    *,
+    gamma: Scalar = 2.0,
+    axis: int = -1,
+    weights: RowWeights | None = None,
+    class_weights: ClassVector | None = None,
+    where: RowMask | None = None,
+    ignore_index: int | None = None,
+    reduction: Reduction = "mean",
+) -> Array | MeanParts:
+    """Focal loss over classes: cross entropy that turns away from rows that are right already.
+
+    For many easy rows and few hard ones. For independent yes/no outputs, as in the paper's detector, use
+    `binary_focal_loss`.
+
+    With p_y the softmax probability of the label, l = w_y (1 − p_y)^γ (−log p_y). γ = 0 is cross entropy.
+
+    Args:
+        logits: (..., C), or the classes along `axis`. Any floating dtype.
+        targets: labels in [0, C), any integer dtype, the shape of `logits` without the class axis.
+        gamma: γ ≥ 0, scalar.
+        axis: the class axis of `logits`.
+        weights: weights of the rows, the shape of the losses.
+        class_weights: (C,), real; as in `cross_entropy` they weigh the loss and the mean's divisor.
+        where: boolean, the shape of the losses; rows where it is false are not read.
+        ignore_index: label of rows that do not count.
+        reduction: "mean", "sum", "none" or "parts".
+
+    Returns:
+        float32 (float64 for float64 inputs), as `cross_entropy`. All derivatives are finite at any confidence and any
+        γ.
+
+    Raises:
+        TypeError: `targets` are distributions, or a dtype is wrong.
+        ValueError: a shape, `axis`, `gamma`, `reduction` or a NumPy label is wrong.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxce
+        >>> print(f"{jaxce.focal_loss(jnp.array([[2.0, 0.0]]), jnp.array([0])):.6f}")
+        0.001804
+
+    References:
+        Lin et al., Focal Loss for Dense Object Detection, 2017.
+    """
+    inputs = check_classes(
+        logits,
+        targets,
+        axis=axis,
+        weights=weights,
+        class_weights=class_weights,
+        where=where,
+        ignore_index=ignore_index,
+        labels_only="focal_loss",
+    )
+    gamma = check_scalar("gamma", gamma, low=0)
+    check_reduction(reduction)
+    return _focal_loss(inputs, gamma, reduction=reduction)
+
+
+@_core
+def _focal_loss(inputs, gamma, *, reduction):
+    rows = read_classes(inputs)
+    losses = _focal(summarize_rows(rows).nll, gamma.astype(rows.dtype))
+    return reduce_rows(
+        _weigh(rows.label_weights, losses), rows.counts, rows.weights, rows.label_weights, reduction=reduction
+    )
+
+
+def _focal(nll: PerRow, gamma) -> PerRow:
+    """(1 − p)^γ nll with p = exp(−nll), whose derivatives stay finite where nll is small, zero or infinite.
+
+    As it stands, the second derivative meets nll^(γ−2), which overflows for a confident row. Near zero it is therefore
+    written nll^(1+γ) φ^γ with φ = (1 − exp(−nll)) / nll = 1 − nll/2 (1 − nll/3 (1 − …)), smooth at 0.
+    """
+    near = nll < 0.5
+    is_near = near & (nll > 0)
+    small = jnp.where(is_near, nll, 0.5)
+    ratio = jnp.ones_like(small)
+    for order in range(16, 1, -1):
+        ratio = 1 - small / order * ratio
+    near_loss = jnp.where(is_near, jnp.power(small, 1 + gamma) * jnp.power(ratio, gamma), 0)
+    large = jnp.where(near, 0.5, nll)
+    miss = -jnp.expm1(-jnp.where(large < 100, large, 100))  # 1 − p; of an infinite nll no derivative
+    return jnp.where(near, near_loss, jnp.power(miss, gamma) * large)
+
+
+@overload
+def poly_loss(
+    logits: Logits,
+    targets: Labels,
+    *,
+    epsilon: Scalar = ...,
+    reduction: ToParts,
+    **options: Unpack[ClassOptions],
+) -> MeanParts: ...
+@overload
+def poly_loss(
+    logits: Logits,
+    targets: Labels,
+    *,
+    epsilon: Scalar = ...,
+    reduction: ToArray = ...,
+    **options: Unpack[ClassOptions],
+) -> Array: ...
+def poly_loss(
+    logits: Logits,
+    targets: Labels,
+    *,
+    epsilon: Scalar = 1.0,
+    axis: int = -1,
+    weights: RowWeights | None = None,
+    class_weights: ClassVector | None = None,
+    where: RowMask | None = None,
+    ignore_index: int | None = None,
+    reduction: Reduction = "mean",
+) -> Array | MeanParts:
+    """Poly-1 loss: cross entropy with its leading term in 1 − p changed by ε.
+
+    Where focal loss takes weight off confident rows, a positive ε adds to it. Tune ε; 0 is cross entropy.
+
+    With p_y the softmax probability of the label, l = w_y (−log p_y + ε (1 − p_y)).
+
+    Args:
+        logits: (..., C), or the classes along `axis`. Any floating dtype.
+        targets: labels in [0, C), any integer dtype, the shape of `logits` without the class axis.
+        epsilon: ε, scalar.
+        axis: the class axis of `logits`.
+        weights: weights of the rows, the shape of the losses.
+        class_weights: (C,), real; as in `cross_entropy` they weigh the loss and the mean's divisor.
+        where: boolean, the shape of the losses; rows where it is false are not read.
+        ignore_index: label of rows that do not count.
+        reduction: "mean", "sum", "none" or "parts".
+
+    Returns:
+        float32 (float64 for float64 inputs), as `cross_entropy`.
+
+    Raises:
+        TypeError: `targets` are distributions, or a dtype is wrong.
+        ValueError: a shape, `axis`, `epsilon`, `reduction` or a NumPy label is wrong.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxce
+        >>> print(f"{jaxce.poly_loss(jnp.array([[2.0, 0.0]]), jnp.array([0])):.4f}")
+        0.2461
+
+    References:
+        Leng et al., PolyLoss: A Polynomial Expansion Perspective of Classification Loss Functions, 2022.
+    """
+    inputs = check_classes(
+        logits,
+        targets,
+        axis=axis,
+        weights=weights,
+        class_weights=class_weights,
+        where=where,
+        ignore_index=ignore_index,
+        labels_only="poly_loss",
+    )
+    epsilon = check_scalar("epsilon", epsilon)
+    check_reduction(reduction)
+    return _poly_loss(inputs, epsilon, reduction=reduction)
+
+
+@_core
+def _poly_loss(inputs, epsilon, *, reduction):
+    rows = read_classes(inputs)
+    nll = summarize_rows(rows).nll
+    losses = nll - epsilon.astype(rows.dtype) * jnp.expm1(-nll)
+    return reduce_rows(
+        _weigh(rows.label_weights, losses), rows.counts, rows.weights, rows.label_weights, reduction=reduction
+    )
+
+
+def _weigh(label_weights: PerRow | None, losses: PerRow) -> PerRow:
+    return losses if label_weights is None else label_weights * losses

@@ -1,0 +1,146 @@
+"""From losses per row to the number that is trained on.
+
+A mean over a batch that is split, over micro-batches, devices or hosts, is a ratio of two sums. `MeanParts` keeps them
+apart, so that every split gives the loss of the whole.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxce._inputs import check_floating, check_reduction, check_weights_and_mask
+from jaxce._rows import accumulator, silence
+from jaxce._types import ElementMask, Elements, MaskPerRow, PerRow, Reduction
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class MeanParts:
+    """A weighted mean as its two sums, for batches that come in parts.
+
+    Means of parts do not average to the mean of the whole when masks or weights differ; their sums do. Add the parts of
+    micro-batches with `+` (or `sum`), of devices with `psum`, and divide once, at the end, with `mean`. Gradients of
+    `total` divided by the final `weight` add up to the gradient of the whole batch in the same way.
+
+    Attributes:
+        total: Σ w l, the weighted losses. Scalar, float32 or float64.
+        weight: Σ w, the weights. Scalar, of the same dtype.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxce
+        >>> first = jaxce.MeanParts(total=jnp.float32(6.0), weight=jnp.float32(2.0))
+        >>> second = jaxce.MeanParts(total=jnp.float32(0.0), weight=jnp.float32(1.0))
+        >>> print((first + second).mean())
+        2.0
+    """
+
+    total: Float[Array, ""]
+    weight: Float[Array, ""]
+
+    def __add__(self, other: "MeanParts") -> "MeanParts":
+        return MeanParts(self.total + other.total, self.weight + other.weight)
+
+    def __radd__(self, other: int) -> "MeanParts":
+        """Lets `sum(parts)` start from its 0."""
+        return self if other == 0 else NotImplemented
+
+    def psum(self, axis_name: Any) -> "MeanParts":
+        """Adds the parts of all devices along a mapped axis, or axes, of `shard_map`, `pmap` or `vmap`."""
+        return jax.lax.psum(self, axis_name)
+
+    def mean(self) -> Float[Array, ""]:
+        """Total / weight; 0, with zero gradient, where both are 0 because nothing counted."""
+        empty = (self.weight == 0) & (self.total == 0)
+        mean = self.total / jnp.where(empty, jnp.ones_like(self.weight), self.weight)
+        return jnp.where(empty, jnp.zeros_like(mean), mean)
+
+
+def reduce_losses(
+    losses: Elements,
+    weights: Elements | None = None,
+    *,
+    where: ElementMask | None = None,
+    reduction: Reduction = "mean",
+) -> Array | MeanParts:
+    """Reduces losses of any shape as every loss of this library does.
+
+    For a loss of your own that should treat weights, masks and empty batches like the others. The losses here call it
+    for
+    you: use their `reduction`.
+
+    With w the weights, 0 where `where` is false:
+
+        none   w l                      sum    Σ w l
+        mean   Σ w l / Σ w              parts  MeanParts(Σ w l, Σ w)
+
+    Args:
+        losses: any shape, floating. bfloat16 and float16 are summed in float32.
+        weights: the shape of `losses`, real; None is 1 everywhere. A weight of 0 multiplies: 0 · NaN is NaN.
+        where: the shape of `losses`, boolean. Where it is false the loss counts as 0 and neither it nor its weight is
+            read.
+        reduction: "none", "sum", "mean" or "parts".
+
+    Returns:
+        float32 (float64 for float64 inputs): the shape of `losses` for "none", a scalar for "sum" and "mean", a
+        `MeanParts` for "parts". The mean of nothing (an empty batch, all masked, all weights 0) is 0 with zero
+        gradient.
+
+    Raises:
+        TypeError: `losses` are not floating, `where` is not boolean.
+        ValueError: a shape differs from that of `losses`, or `reduction` is none of the four.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxce
+        >>> losses = jnp.array([1.0, 2.0, jnp.nan])
+        >>> print(jaxce.reduce_losses(losses, where=jnp.array([True, True, False])))
+        1.5
+    """
+    losses = check_floating("losses", losses)
+    weights, where = check_weights_and_mask(weights, where, losses.shape)
+    check_reduction(reduction)
+    return _reduce_losses(losses, weights, where, reduction=reduction)
+
+
+@partial(jax.jit, static_argnames="reduction", inline=True)
+def _reduce_losses(losses, weights, where, *, reduction):
+    dtype = accumulator(losses, weights)
+    weights = None if weights is None else silence(where, weights.astype(dtype))
+    return reduce_rows(silence(where, losses.astype(dtype)), where, weights, reduction=reduction)
+
+
+def reduce_rows(
+    losses: PerRow,
+    counts: MaskPerRow | None,
+    weights: PerRow | None = None,
+    shares: PerRow | None = None,
+    *,
+    reduction: str,
+) -> Array | MeanParts:
+    """Weighs and reduces losses that are already silent where they do not count.
+
+    `weights` are a factor of the loss and of its share in the divisor of the mean; `shares` of the share alone, for
+    losses that have the factor inside already (class weights). `reduction` is one of the public four, or "ratio": the
+    mean that is NaN over nothing, as PyTorch has it.
+    """
+    if weights is not None:
+        losses = losses * weights
+    if reduction == "none":
+        return losses
+    total = jnp.sum(losses)
+    if reduction == "sum":
+        return total
+    if weights is not None and shares is not None:
+        shares = weights * shares
+    elif shares is None:
+        shares = weights if weights is not None else counts
+    weight = jnp.asarray(losses.size, losses.dtype) if shares is None else jnp.sum(shares, dtype=losses.dtype)
+    parts = MeanParts(total, weight)
+    if reduction == "ratio":
+        return parts.total / parts.weight
+    return parts if reduction == "parts" else parts.mean()

@@ -1,0 +1,45 @@
+"""Names for the shapes that pass between the modules.
+
+`*rows` are the axes of the losses (batch, sequence, space: any number of them, or none), `classes` is the class axis.
+The annotations are documentation for the reader and are enforced by the tests, never at run time.
+"""
+
+from typing import Literal, TypedDict
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float, Integer
+
+ArrayLike = jax.Array | np.ndarray
+Scalar = float | jax.Array | np.ndarray | np.generic
+
+Logits = Float[ArrayLike, "*rows classes"]
+Labels = Integer[ArrayLike, "*rows"]
+Distributions = Float[ArrayLike, "*rows classes"]
+RowWeights = Float[ArrayLike, "*rows"]
+RowMask = Bool[ArrayLike, "*rows"]
+ClassVector = Float[ArrayLike, " classes"]
+Elements = Float[ArrayLike, "*elements"]
+ElementMask = Bool[ArrayLike, "*elements"]
+
+PerRow = Float[Array, "*rows"]
+MaskPerRow = Bool[Array, "*rows"]
+
+Reduction = Literal["none", "sum", "mean", "parts"]
+ToArray = Literal["none", "sum", "mean"]
+ToParts = Literal["parts"]
+
+
+class RowOptions(TypedDict, total=False):
+    """Options of every loss; for the overloads that tell the two return types apart."""
+
+    weights: RowWeights | None
+    where: RowMask | None
+
+
+class ClassOptions(RowOptions, total=False):
+    """Options of every loss over classes."""
+
+    axis: int
+    class_weights: ClassVector | None
+    ignore_index: int | None

@@ -1,0 +1,523 @@
+"""`torch.nn.functional`'s losses by their own names: the same argument order, defaults, divisors and NaN.
+
+For code that is ported line by line, and for checking a port. Classes are on axis 1 (axis 0 of a single sample),
+`ignore_index` is −100, and the mean over nothing is NaN. Four things stay JAX's: results are at least float32; a label
+out of range is an error for NumPy targets and a NaN loss for all others; shapes that PyTorch would broadcast with a
+warning are an error; and any integer dtype will do for labels.
+"""
+
+import functools
+import re
+import warnings
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import xlogy
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from jaxce._elementwise import binary_cross_entropy_core, l1_loss_core, mse_loss_core
+from jaxce._inputs import (
+    as_array,
+    check_axis,
+    check_broadcast,
+    check_classes,
+    check_elements,
+    check_floating,
+    check_scalar,
+    present,
+)
+from jaxce._losses import cross_entropy_core
+from jaxce._reduction import reduce_rows
+from jaxce._rows import accumulator
+from jaxce._scores import multi_margin_loss_core, nll_loss_core
+from jaxce._types import ArrayLike, ClassVector, Distributions, Elements, Labels, Logits, Scalar
+
+_Reduction = Literal["none", "mean", "sum"]
+
+_NAMES = {
+    "logits": "input",
+    "log_probs": "input",
+    "predictions": "input",
+    "targets": "target",
+    "class_weights": "weight",
+    "weights": "weight",
+    "axis": "dim",
+}
+
+
+def _speaks_torch(function):
+    """Renames the arguments in error messages to what the caller wrote."""
+
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        try:
+            return function(*args, **kwargs)
+        except (TypeError, ValueError) as error:
+            pattern = r"(?<=`)(?:{0})(?=`)|\b(?:{0})(?=\.)".format("|".join(_NAMES))
+            renamed = re.sub(pattern, lambda match: _NAMES[match[0]], str(error))
+            if renamed == str(error):
+                raise
+            raise type(error)(renamed) from None
+
+    return wrapper
+
+
+@_speaks_torch
+def cross_entropy(
+    input: Logits,
+    target: Labels | Distributions,
+    weight: ClassVector | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: _Reduction = "mean",
+    label_smoothing: Scalar = 0.0,
+) -> Array:
+    """`torch.nn.functional.cross_entropy`. See `jaxce.cross_entropy` for JAX's conventions and more options.
+
+    l = −Σ_c w_c ((1−ε) t_c + ε/C) log p_c, where for a label y the first part is (1−ε) w_y (−log p_y). The mean divides
+    by Σ w_y over labels that count, and by the number of rows for probabilities.
+
+    Args:
+        input: logits, (C,), (N, C) or (N, C, d1, …), floating.
+        target: labels, (), (N,) or (N, d1, …), integer; or probabilities of `input`'s shape, floating.
+        weight: (C,), the class weights.
+        size_average: deprecated by PyTorch in favour of `reduction`.
+        ignore_index: label of rows that do not count.
+        reduce: deprecated by PyTorch in favour of `reduction`.
+        reduction: "none", "mean" or "sum".
+        label_smoothing: ε in [0, 1].
+
+    Returns:
+        float32 (float64 for float64 inputs): a scalar, or the shape of the labels for "none". NaN for the mean over
+        nothing.
+
+    Raises:
+        TypeError: a dtype is wrong.
+        ValueError: a shape, `reduction`, `label_smoothing` or a NumPy label is wrong; `ignore_index` ≥ 0 with
+            probabilities.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxce
+        >>> logits = jnp.array([[-1.0, -3.0, 4.0], [-3.0, 3.0, -1.0]])
+        >>> print(f"{jaxce.torch.cross_entropy(logits, jnp.array([0, 1])):.4f}")
+        2.5141
+
+    References:
+        https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.cross_entropy.html
+    """
+    how = _check_reduction(reduction, size_average, reduce)
+    is_distribution = jnp.issubdtype(as_array("targets", target).dtype, jnp.floating)
+    inputs = check_classes(
+        input,
+        target,
+        axis=_class_axis(input),
+        class_weights=weight,
+        ignore_index=None if is_distribution and ignore_index < 0 else ignore_index,
+    )
+    label_smoothing = check_scalar("label_smoothing", label_smoothing, low=0, high=1)
+    return cross_entropy_core(inputs, present(label_smoothing), None, reduction=how)
+
+
+@_speaks_torch
+def nll_loss(
+    input: Logits,
+    target: Labels,
+    weight: ClassVector | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: _Reduction = "mean",
+) -> Array:
+    """`torch.nn.functional.nll_loss`. See `jaxce.nll_loss`.
+
+    l = −w_y input_y; the mean divides by Σ w_y over labels that count.
+
+    Args:
+        input: log-probabilities, (C,), (N, C) or (N, C, d1, …), floating.
+        target: labels, (), (N,) or (N, d1, …), integer.
+        weight: (C,), the class weights.
+        size_average: deprecated by PyTorch in favour of `reduction`.
+        ignore_index: label of rows that do not count.
+        reduce: deprecated by PyTorch in favour of `reduction`.
+        reduction: "none", "mean" or "sum".
+
+    Returns:
+        float32 (float64 for float64 inputs): a scalar, or the shape of the labels for "none".
+
+    Raises:
+        TypeError: a dtype is wrong.
+        ValueError: a shape, `reduction` or a NumPy label is wrong.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxce
+        >>> print(f"{jaxce.torch.nll_loss(jnp.log(jnp.array([[0.5, 0.5]])), jnp.array([1])):.4f}")
+        0.6931
+
+    References:
+        https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.nll_loss.html
+    """
+    how = _check_reduction(reduction, size_average, reduce)
+    inputs = check_classes(
+        input,
+        target,
+        axis=_class_axis(input),
+        class_weights=weight,
+        ignore_index=ignore_index,
+        labels_only="nll_loss",
+        name="log_probs",
+    )
+    return nll_loss_core(inputs, reduction=how)
+
+
+@_speaks_torch
+def multi_margin_loss(
+    input: Logits,
+    target: Labels,
+    p: int = 1,
+    margin: Scalar = 1.0,
+    weight: ClassVector | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: _Reduction = "mean",
+) -> Array:
+    """`torch.nn.functional.multi_margin_loss`. See `jaxce.multi_margin_loss`.
+
+    l = w_y Σ_{i≠y} max(0, margin − input_y + input_i)^p / C; the mean divides by the number of rows.
+
+    Args:
+        input: scores, (C,) or (N, C), floating. A scalar is one score.
+        target: labels, () or (N,), integer.
+        p: 1 or 2.
+        margin: scalar.
+        weight: (C,), the class weights.
+        size_average: deprecated by PyTorch in favour of `reduction`.
+        reduce: deprecated by PyTorch in favour of `reduction`.
+        reduction: "none", "mean" or "sum".
+
+    Returns:
+        float32 (float64 for float64 inputs): a scalar, or the shape of the labels for "none".
+
+    Raises:
+        TypeError: a dtype is wrong.
+        ValueError: a shape, `p`, `margin`, `reduction` or a NumPy label is wrong.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxce
+        >>> print(f"{jaxce.torch.multi_margin_loss(jnp.array([[0.1, 0.2, 0.4, 0.8]]), jnp.array([3])):.4f}")
+        0.3250
+
+    References:
+        https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.multi_margin_loss.html
+    """
+    how = _check_reduction(reduction, size_average, reduce)
+    input, target = as_array("logits", input), as_array("targets", target)
+    if input.ndim > 2:
+        raise ValueError(f"`input` must have shape (C,) or (N, C); got {input.shape}.")
+    input = input.reshape(1) if input.ndim == 0 else input
+    target = target.reshape(()) if input.ndim == 1 and target.shape == (1,) else target
+    inputs = check_classes(
+        input, target, axis=_class_axis(input), class_weights=weight, labels_only="multi_margin_loss"
+    )
+    if p not in (1, 2):
+        raise ValueError(f"`p` must be 1 or 2; got {p!r}.")
+    margin = check_scalar("margin", margin)
+    return multi_margin_loss_core(inputs, margin, p=p, reduction=how)
+
+
+@_speaks_torch
+def binary_cross_entropy_with_logits(
+    input: Elements,
+    target: Elements,
+    weight: ArrayLike | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: _Reduction = "mean",
+    pos_weight: ArrayLike | None = None,
+) -> Array:
+    """`torch.nn.functional.binary_cross_entropy_with_logits`. See `jaxce.binary_cross_entropy`.
+
+    l = weight (pos_weight t log(1 + exp(−z)) + (1−t) log(1 + exp z)); the mean divides by the number of elements,
+    whatever the weights.
+
+    Args:
+        input: logits, any shape, floating.
+        target: probabilities of yes, the shape of `input`, floating.
+        weight: real, broadcasts to the shape of `input`.
+        size_average: deprecated by PyTorch in favour of `reduction`.
+        reduce: deprecated by PyTorch in favour of `reduction`.
+        reduction: "none", "mean" or "sum".
+        pos_weight: real, broadcasts to the shape of `input`.
+
+    Returns:
+        float32 (float64 for float64 inputs): a scalar, or the shape of `input` for "none".
+
+    Raises:
+        TypeError: a dtype is wrong.
+        ValueError: a shape or `reduction` is wrong.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxce
+        >>> print(f"{jaxce.torch.binary_cross_entropy_with_logits(jnp.array([0.0, 2.0]), jnp.ones(2)):.4f}")
+        0.4100
+
+    References:
+        https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.binary_cross_entropy_with_logits.html
+    """
+    how = _check_reduction(reduction, size_average, reduce)
+    inputs = check_elements("logits", input, target, None, None)
+    weight = check_broadcast("weights", weight, inputs.values.shape)
+    pos_weight = check_broadcast("pos_weight", pos_weight, inputs.values.shape)
+    return _binary(inputs, weight, pos_weight, reduction=how)
+
+
+@functools.partial(jax.jit, static_argnames="reduction", inline=True)
+def _binary(inputs, weight, pos_weight, *, reduction):
+    losses = binary_cross_entropy_core(inputs, pos_weight, None, reduction="none")
+    if weight is not None:
+        losses *= weight.astype(losses.dtype)
+    return reduce_rows(losses, None, reduction=reduction)
+
+
+@_speaks_torch
+def mse_loss(
+    input: Elements,
+    target: Elements,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: _Reduction = "mean",
+    weight: Elements | None = None,
+) -> Array:
+    """`torch.nn.functional.mse_loss`. See `jaxce.mse_loss`.
+
+    l = weight (input − target)²; the mean divides by Σ weight.
+
+    Args:
+        input: any shape, floating.
+        target: the shape of `input`, floating. PyTorch would broadcast with a warning; here it is an error.
+        size_average: deprecated by PyTorch in favour of `reduction`.
+        reduce: deprecated by PyTorch in favour of `reduction`.
+        reduction: "none", "mean" or "sum".
+        weight: the shape of `input`, real.
+
+    Returns:
+        float32 (float64 for float64 inputs): a scalar, or the shape of `input` for "none".
+
+    Raises:
+        TypeError: a dtype is wrong.
+        ValueError: a shape or `reduction` is wrong.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxce
+        >>> print(jaxce.torch.mse_loss(jnp.array([3.0, 0.0]), jnp.array([1.0, -1.0])))
+        2.5
+
+    References:
+        https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.mse_loss.html
+    """
+    how = _check_reduction(reduction, size_average, reduce)
+    return mse_loss_core(check_elements("predictions", input, target, weight, None), reduction=how)
+
+
+@_speaks_torch
+def l1_loss(
+    input: Elements,
+    target: Elements,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: _Reduction = "mean",
+    weight: Elements | None = None,
+) -> Array:
+    """`torch.nn.functional.l1_loss`. See `jaxce.l1_loss`.
+
+    l = weight |input − target|; the mean divides by Σ weight.
+
+    Args:
+        input: any shape, floating.
+        target: the shape of `input`, floating. PyTorch would broadcast with a warning; here it is an error.
+        size_average: deprecated by PyTorch in favour of `reduction`.
+        reduce: deprecated by PyTorch in favour of `reduction`.
+        reduction: "none", "mean" or "sum".
+        weight: the shape of `input`, real.
+
+    Returns:
+        float32 (float64 for float64 inputs): a scalar, or the shape of `input` for "none".
+
+    Raises:
+        TypeError: a dtype is wrong.
+        ValueError: a shape or `reduction` is wrong.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxce
+        >>> print(jaxce.torch.l1_loss(jnp.array([3.0, 0.0]), jnp.array([1.0, -1.0])))
+        1.5
+
+    References:
+        https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.l1_loss.html
+    """
+    how = _check_reduction(reduction, size_average, reduce)
+    return l1_loss_core(check_elements("predictions", input, target, weight, None), reduction=how)
+
+
+@_speaks_torch
+def kl_div(
+    input: Elements,
+    target: Elements,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: Literal["none", "mean", "sum", "batchmean"] = "mean",
+    log_target: bool = False,
+) -> Array:
+    """`torch.nn.functional.kl_div`. For distillation from logits see `jaxce.distillation_loss`, which is more accurate.
+
+    l = target (log target − input) per element, 0 where the target is 0. "mean" divides by the number of elements,
+    which is not the divergence of a row; "batchmean" divides by the length of the first axis.
+
+    Args:
+        input: log-probabilities, any shape, floating.
+        target: probabilities, or log-probabilities with `log_target`, the shape of `input`, floating.
+        size_average: deprecated by PyTorch in favour of `reduction`.
+        reduce: deprecated by PyTorch in favour of `reduction`.
+        reduction: "none", "mean", "sum" or "batchmean".
+        log_target: whether `target` holds logarithms.
+
+    Returns:
+        float32 (float64 for float64 inputs): a scalar, or the shape of `input` for "none".
+
+    Raises:
+        TypeError: a dtype is wrong.
+        ValueError: a shape or `reduction` is wrong.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxce
+        >>> half, quarter = jnp.array([[0.5, 0.5]]), jnp.array([[0.25, 0.75]])
+        >>> divergence = jaxce.torch.kl_div(jnp.log(quarter), half, reduction="batchmean")
+        >>> print(f"{divergence:.4f}")
+        0.1438
+
+    References:
+        https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.kl_div.html
+    """
+    by_batch = reduction == "batchmean" and size_average is None and reduce is None
+    how = "sum" if by_batch else _check_reduction(reduction, size_average, reduce)
+    inputs = check_elements("predictions", input, target, None, None)
+    return _kl_div(inputs, log_target=bool(log_target), by_batch=by_batch, reduction=how)
+
+
+@functools.partial(jax.jit, static_argnames=("log_target", "by_batch", "reduction"), inline=True)
+def _kl_div(inputs, *, log_target, by_batch, reduction):
+    dtype = accumulator(inputs.values, inputs.targets)
+    log_probs, target = inputs.values.astype(dtype), inputs.targets.astype(dtype)
+    mass = jnp.exp(target) if log_target else target
+    negative_entropy = mass * jnp.maximum(target, jnp.finfo(dtype).min) if log_target else xlogy(target, target)
+    losses = negative_entropy - mass * jnp.where((mass == 0) & jnp.isneginf(log_probs), 0, log_probs)
+    if by_batch:
+        return jnp.sum(losses) / (losses.shape[0] if losses.ndim else 1)
+    return reduce_rows(losses, None, reduction=reduction)
+
+
+@_speaks_torch
+def softmax(
+    input: ArrayLike, dim: int | None = None, _stacklevel: int = 3, dtype: DTypeLike | None = None
+) -> Float[Array, "..."]:
+    """`torch.nn.functional.softmax`.
+
+    softmax(z)_c = exp z_c / Σ_k exp z_k
+
+    Args:
+        input: any shape, floating.
+        dim: the axis that sums to 1. None chooses 0 for 0, 1 and 3 axes and 1 otherwise, with PyTorch's warning.
+        dtype: of the result and the arithmetic; None is float32, or float64 for float64.
+
+    Returns:
+        the shape of `input`.
+
+    Raises:
+        TypeError: `input` is not floating.
+        ValueError: `dim` is out of range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxce
+        >>> print(f"{jaxce.torch.softmax(jnp.array([1.0, 2.0, 3.0, 4.0]), dim=0)[3]:.4f}")
+        0.6439
+
+    References:
+        https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.softmax.html
+    """
+    return _along(jax.nn.softmax, input, dim, _stacklevel, dtype)
+
+
+@_speaks_torch
+def log_softmax(
+    input: ArrayLike, dim: int | None = None, _stacklevel: int = 3, dtype: DTypeLike | None = None
+) -> Float[Array, "..."]:
+    """`torch.nn.functional.log_softmax`.
+
+    log_softmax(z)_c = z_c − log Σ_k exp z_k
+
+    Args:
+        input: any shape, floating.
+        dim: the axis whose exponentials sum to 1. None chooses as in `softmax`.
+        dtype: of the result and the arithmetic; None is float32, or float64 for float64.
+
+    Returns:
+        the shape of `input`.
+
+    Raises:
+        TypeError: `input` is not floating.
+        ValueError: `dim` is out of range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxce
+        >>> print(f"{jaxce.torch.log_softmax(jnp.array([0.0, 0.0]), dim=0)[1]:.4f}")
+        -0.6931
+
+    References:
+        https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.log_softmax.html
+    """
+    return _along(jax.nn.log_softmax, input, dim, _stacklevel, dtype)
+
+
+def _along(function, input, dim, stacklevel, dtype):
+    """Calls a softmax along `dim`."""
+    input = check_floating("logits", input)
+    if dim is None:
+        dim = 0 if input.ndim in (0, 1, 3) else 1
+        warnings.warn(
+            f"No `dim` was given, and {dim} was chosen for {input.ndim} axes, as PyTorch does. Pass dim={dim}.",
+            stacklevel=stacklevel + 1,
+        )
+    dim = check_axis(dim, "logits", (1,) if input.ndim == 0 else input.shape)
+    return _apply(input, function=function, dim=dim, dtype=None if dtype is None else np.dtype(dtype))
+
+
+@functools.partial(jax.jit, static_argnames=("function", "dim", "dtype"), inline=True)
+def _apply(input, *, function, dim, dtype):
+    values = input.astype(accumulator(input) if dtype is None else dtype)
+    return function(values.reshape(1), axis=dim).reshape(()) if values.ndim == 0 else function(values, axis=dim)
+
+
+def _class_axis(input: Any) -> int:
+    return min(np.ndim(input) - 1, 1) if np.ndim(input) else 0
+
+
+def _check_reduction(reduction: str, size_average: bool | None, reduce: bool | None) -> str:
+    """The name of the reduction here: "ratio" is the mean that is NaN over nothing."""
+    if size_average is not None or reduce is not None:
+        by_flags = "sum" if size_average is False else "mean"
+        reduction = "none" if reduce is False else by_flags
+    if reduction not in ("none", "mean", "sum"):
+        raise ValueError(f"`reduction` must be 'none', 'mean' or 'sum'; got {reduction!r}.")
+    return "ratio" if reduction == "mean" else reduction
