@@ -98,7 +98,7 @@ def binary_cross_entropy(
 @_core
 def binary_cross_entropy_core(inputs, pos_weight, label_smoothing, *, reduction):
     """The jitted half of `binary_cross_entropy`."""
-    z, t, dtype = _read(inputs, pos_weight)
+    z, t, dtype = _read(inputs, None if pos_weight is None or pos_weight.ndim == 0 else pos_weight)
     if label_smoothing is not None:
         epsilon = label_smoothing.astype(dtype)
         t = t * (1 - epsilon) + epsilon / 2
@@ -193,7 +193,16 @@ def _binary(z, t, positive):
     def part(mass, distance):
         return mass * jnp.where((mass == 0) & jnp.isposinf(distance), 0, distance)
 
-    return positive * part(t, jax.nn.softplus(-z)) + part(1 - t, jax.nn.softplus(z))
+    return positive * part(t, _softplus(-z)) + part(1 - t, _softplus(z))
+
+
+@jax.custom_jvp
+def _softplus(x):
+    """log(1 + exp x), with the sigmoid for a derivative: exact where either is small, and at ±inf."""
+    return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+
+
+_softplus.defjvps(lambda tangent, _, x: tangent * jax.nn.sigmoid(x))
 
 
 def _log_miss(z, t):
@@ -210,7 +219,7 @@ def _log_miss(z, t):
     as_is = jnp.log(jnp.where(wrong, (1 - tau) + tau * jnp.exp(-s), 1))
     capped = jnp.where(wrong | (s > 80), 80, s)  # with more, 1−τ is 0 here
     factored = jnp.log1p(jnp.where(wrong, 0, (1 - tau) * jnp.expm1(capped))) - s
-    log_miss = jnp.where(wrong, as_is, factored) - jax.nn.softplus(-s)
+    log_miss = jnp.where(wrong, as_is, factored) - _softplus(-s)
     return jnp.maximum(log_miss, jnp.finfo(z.dtype).min / 4)  # γ = 0 times a finite number
 
 

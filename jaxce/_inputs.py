@@ -231,9 +231,10 @@ def check_axis(axis: Any, name: str, shape: tuple[int, ...]) -> int:
         raise ValueError(f"`{name}` must have a class axis; got shape ().")
     if not -len(shape) <= axis < len(shape):
         raise ValueError(f"`axis` must be in [{-len(shape)}, {len(shape)}) for `{name}` of shape {shape}; got {axis}.")
+    axis %= len(shape)
     if shape[axis] == 0:
         raise ValueError(f"`{name}` must have at least one class; got shape {shape} with class axis {axis}.")
-    return axis % len(shape)
+    return axis
 
 
 def _check_target_dtype(

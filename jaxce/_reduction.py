@@ -23,8 +23,8 @@ class MeanParts:
     """A weighted mean as its two sums, for batches that come in parts.
 
     Means of parts do not average to the mean of the whole when masks or weights differ; their sums do. Add the parts of
-    micro-batches with `+` (or `sum`), of devices with `psum`, and divide once, at the end, with `mean`. Gradients of
-    `total` divided by the final `weight` add up to the gradient of the whole batch in the same way.
+    micro-batches with `+` (or `sum`), of devices with `psum`, and divide once, at the end, with `mean`. Gradients
+    accumulate in the same way: add up those of `total`, and divide with `MeanParts(gradient, weight).mean()`.
 
     Attributes:
         total: Σ w l, the weighted losses. Scalar, float32 or float64.
@@ -43,6 +43,8 @@ class MeanParts:
     weight: Float[Array, ""]
 
     def __add__(self, other: "MeanParts") -> "MeanParts":
+        if not isinstance(other, MeanParts):
+            return NotImplemented
         return MeanParts(self.total + other.total, self.weight + other.weight)
 
     def __radd__(self, other: int) -> "MeanParts":

@@ -1,9 +1,12 @@
 """`torch.nn.functional`'s losses by their own names: the same argument order, defaults, divisors and NaN.
 
 For code that is ported line by line, and for checking a port. Classes are on axis 1 (axis 0 of a single sample),
-`ignore_index` is −100, and the mean over nothing is NaN. Four things stay JAX's: results are at least float32; a label
-out of range is an error for NumPy targets and a NaN loss for all others; shapes that PyTorch would broadcast with a
-warning are an error; and any integer dtype will do for labels.
+`ignore_index` is −100, and the mean over nothing is NaN. What stays JAX's:
+
+- results are at least float32, and any integer dtype will do for labels;
+- a label out of range is an error for NumPy targets and a NaN loss for all others;
+- shapes that PyTorch would broadcast with a warning are an error;
+- 0 times an infinite distance is 0 (PyTorch: NaN), and an ignored row has gradient 0 even if it holds NaN.
 """
 
 import functools

@@ -1,0 +1,28 @@
+"""Settings of the whole suite: 8 host devices, strict dtype promotion, shapes checked, float64 on request."""
+
+import os
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+import numpy as np
+import pytest
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+with install_import_hook(["jaxce._rule", "jaxce._rows"], "beartype.beartype"):
+    import jaxce  # noqa: F401
+
+
+@pytest.fixture
+def x64():
+    """Float64 for the test that asks for it, and for no other."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)

@@ -1,0 +1,318 @@
+"""Every way of differentiating every loss, by every floating argument, against the plain formula in float64."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import plain
+import pytest
+from jax.flatten_util import ravel_pytree
+from jax.test_util import check_grads
+
+import jaxce
+
+N, C = 3, 4
+RNG = np.random.default_rng(1)
+LABELS = np.array([2, 0, 3])
+LOGITS = RNG.normal(0, 2, (N, C))
+OTHER_LOGITS = RNG.normal(0, 2, (N, C))
+DISTRIBUTION = RNG.uniform(0.1, 1, (N, C))  # does not sum to 1
+CLASS_WEIGHTS = RNG.uniform(0.5, 2, C)
+WEIGHTS = RNG.uniform(0.5, 2, N)
+COTANGENT = RNG.normal(size=N)
+ELEMENT_COTANGENT = RNG.normal(size=(N, C))
+
+
+class Case(NamedTuple):
+    loss: object  # arguments by name → losses of the rows, or a scalar
+    reference: object
+    arguments: dict
+
+
+def _total(losses):
+    cotangent = {0: np.ones(()), 1: COTANGENT, 2: ELEMENT_COTANGENT}[losses.ndim]
+    return jnp.sum(jnp.asarray(cotangent) * losses)
+
+
+def _labels():
+    return jnp.asarray(LABELS)
+
+
+def _mean(logits, targets, class_weights, weights, label_smoothing, z_loss):
+    losses = plain.cross_entropy(logits, targets, class_weights, weights, label_smoothing, z_loss)
+    return jnp.sum(losses) / plain.divisor(targets, class_weights, weights)
+
+
+ROW = {"class_weights": CLASS_WEIGHTS, "weights": WEIGHTS, "label_smoothing": 0.1, "z_loss": 0.05}
+
+CASES = {
+    "cross_entropy": Case(
+        lambda logits: jaxce.cross_entropy(logits, _labels(), reduction="none"),
+        lambda logits: plain.cross_entropy(logits, _labels()),
+        {"logits": LOGITS},
+    ),
+    "cross_entropy at ties": Case(
+        lambda logits: jaxce.cross_entropy(logits, _labels(), label_smoothing=0.1, reduction="none"),
+        lambda logits: plain.cross_entropy(logits, _labels(), label_smoothing=0.1),
+        {"logits": np.zeros((N, C))},
+    ),
+    "cross_entropy of distributions at ties": Case(
+        lambda logits, targets: jaxce.cross_entropy(logits, targets, reduction="none"),
+        lambda logits, targets: plain.cross_entropy(logits, targets),
+        {"logits": np.array([[1.0, 1, 0, -2], [0, 0, 0, 0], [3, 3, 3, -1]]), "targets": DISTRIBUTION},
+    ),
+    "cross_entropy with options": Case(
+        lambda **arguments: jaxce.cross_entropy(targets=_labels(), reduction="none", **arguments),
+        lambda **arguments: plain.cross_entropy(targets=_labels(), **arguments),
+        {"logits": LOGITS, **ROW},
+    ),
+    "mean cross_entropy with options": Case(
+        lambda **arguments: jaxce.cross_entropy(targets=_labels(), **arguments),
+        lambda **arguments: _mean(targets=_labels(), **arguments),
+        {"logits": LOGITS, **ROW},
+    ),
+    "cross_entropy of distributions": Case(
+        lambda **arguments: jaxce.cross_entropy(reduction="none", **arguments),
+        lambda **arguments: plain.cross_entropy(**arguments),
+        {"logits": LOGITS, "targets": DISTRIBUTION, **ROW},
+    ),
+    "mean cross_entropy of distributions": Case(
+        lambda **arguments: jaxce.cross_entropy(**arguments),
+        lambda **arguments: _mean(**arguments),
+        {"logits": LOGITS, "targets": DISTRIBUTION, **ROW},
+    ),
+    "summarize": Case(
+        lambda logits, targets, class_vector: sum(
+            scale * number
+            for scale, number in zip(
+                (0.3, 0.7, -0.2), jaxce.summarize(logits, targets, class_vector=class_vector), strict=True
+            )
+        ),
+        lambda logits, targets, class_vector: (
+            0.3 * jax.nn.logsumexp(logits, axis=-1)
+            + 0.7 * plain.cross_entropy(logits, targets)
+            - 0.2 * plain.cross_entropy(logits, jnp.broadcast_to(class_vector, (N, C)))
+        ),
+        {"logits": LOGITS, "targets": DISTRIBUTION, "class_vector": CLASS_WEIGHTS},
+    ),
+    "nll_loss": Case(
+        lambda log_probs, class_weights, weights: jaxce.nll_loss(
+            log_probs, _labels(), class_weights=class_weights, weights=weights, reduction="none"
+        ),
+        lambda log_probs, class_weights, weights: weights * class_weights[_labels()] * plain.nll(log_probs, _labels()),
+        {"log_probs": LOGITS, "class_weights": CLASS_WEIGHTS, "weights": WEIGHTS},
+    ),
+    "focal_loss": Case(
+        lambda logits, gamma, class_weights, weights: jaxce.focal_loss(
+            logits, _labels(), gamma=gamma, class_weights=class_weights, weights=weights, reduction="none"
+        ),
+        lambda logits, gamma, class_weights, weights: (
+            weights * class_weights[_labels()] * plain.focal(logits, _labels(), gamma)
+        ),
+        {"logits": LOGITS, "gamma": 1.5, "class_weights": CLASS_WEIGHTS, "weights": WEIGHTS},
+    ),
+    "focal_loss of confident rows": Case(
+        lambda logits, gamma: jaxce.focal_loss(logits, _labels(), gamma=gamma, reduction="none"),
+        lambda logits, gamma: plain.focal(logits, _labels(), gamma),
+        {"logits": LOGITS + 6 * np.eye(C)[LABELS], "gamma": 0.5},
+    ),
+    "poly_loss": Case(
+        lambda logits, epsilon, class_weights, weights: jaxce.poly_loss(
+            logits, _labels(), epsilon=epsilon, class_weights=class_weights, weights=weights, reduction="none"
+        ),
+        lambda logits, epsilon, class_weights, weights: (
+            weights * class_weights[_labels()] * plain.poly(logits, _labels(), epsilon)
+        ),
+        {"logits": LOGITS, "epsilon": 1.5, "class_weights": CLASS_WEIGHTS, "weights": WEIGHTS},
+    ),
+    "distillation_loss": Case(
+        lambda logits, teacher_logits, temperature, weights: jaxce.distillation_loss(
+            logits, teacher_logits, temperature=temperature, weights=weights, reduction="none"
+        ),
+        lambda logits, teacher_logits, temperature, weights: (
+            weights * plain.distillation(logits, teacher_logits, temperature)
+        ),
+        {"logits": LOGITS, "teacher_logits": OTHER_LOGITS, "temperature": 2.0, "weights": WEIGHTS},
+    ),
+    "multi_margin_loss": Case(
+        lambda logits, margin, class_weights, weights: jaxce.multi_margin_loss(
+            logits, _labels(), p=2, margin=margin, class_weights=class_weights, weights=weights, reduction="none"
+        ),
+        lambda logits, margin, class_weights, weights: (
+            weights * class_weights[_labels()] * plain.multi_margin(logits, _labels(), margin, 2)
+        ),
+        {"logits": LOGITS, "margin": 1.5, "class_weights": CLASS_WEIGHTS, "weights": WEIGHTS},
+    ),
+    "binary_cross_entropy": Case(
+        lambda logits, targets, pos_weight, weights, label_smoothing: jaxce.binary_cross_entropy(
+            logits,
+            targets,
+            pos_weight=pos_weight,
+            weights=weights,
+            label_smoothing=label_smoothing,
+            reduction="none",
+        ),
+        lambda logits, targets, pos_weight, weights, label_smoothing: (
+            weights * plain.binary(logits, targets * (1 - label_smoothing) + label_smoothing / 2, pos_weight)
+        ),
+        {
+            "logits": LOGITS,
+            "targets": DISTRIBUTION,
+            "pos_weight": CLASS_WEIGHTS,
+            "weights": np.abs(ELEMENT_COTANGENT),
+            "label_smoothing": 0.1,
+        },
+    ),
+    "binary_cross_entropy at zero": Case(
+        lambda logits, targets: jaxce.binary_cross_entropy(logits, targets, reduction="none"),
+        lambda logits, targets: plain.binary(logits, targets),
+        {"logits": np.zeros((N, C)), "targets": np.eye(N, C)},
+    ),
+    "binary_focal_loss": Case(
+        lambda logits, targets, gamma, alpha: jaxce.binary_focal_loss(
+            logits, targets, gamma=gamma, alpha=alpha, reduction="none"
+        ),
+        lambda logits, targets, gamma, alpha: plain.binary_focal(logits, targets, gamma, alpha),
+        {"logits": LOGITS, "targets": DISTRIBUTION, "gamma": 1.5, "alpha": 0.25},
+    ),
+    "binary_focal_loss of hard targets": Case(
+        lambda logits, targets, gamma: jaxce.binary_focal_loss(logits, targets, gamma=gamma, reduction="none"),
+        lambda logits, targets, gamma: 2 * plain.binary_focal(logits, targets, gamma, 0.5),
+        {"logits": LOGITS * (np.arange(C) > 0), "targets": np.eye(N, C), "gamma": 0.5},
+    ),
+    "mse_loss": Case(
+        lambda predictions, targets, weights: jaxce.mse_loss(predictions, targets, weights=weights, reduction="none"),
+        lambda predictions, targets, weights: weights * (predictions - targets) ** 2,
+        {"predictions": LOGITS, "targets": DISTRIBUTION, "weights": np.abs(ELEMENT_COTANGENT)},
+    ),
+    "l1_loss": Case(
+        lambda predictions, targets, weights: jaxce.l1_loss(predictions, targets, weights=weights, reduction="none"),
+        lambda predictions, targets, weights: weights * jnp.abs(predictions - targets),
+        {"predictions": LOGITS, "targets": DISTRIBUTION, "weights": np.abs(ELEMENT_COTANGENT)},
+    ),
+    "reduce_losses": Case(
+        lambda losses, weights: jaxce.reduce_losses(losses, weights),
+        lambda losses, weights: jnp.sum(losses * weights) / jnp.sum(weights),
+        {"losses": LOGITS, "weights": np.abs(ELEMENT_COTANGENT)},
+    ),
+}
+
+
+def _flat(case):
+    """The arguments as one vector, and loss and reference as scalar functions of it."""
+    vector, unravel = ravel_pytree({name: jnp.asarray(value) for name, value in case.arguments.items()})
+
+    def of_vector(function):
+        return lambda vector: _total(function(**unravel(vector)))
+
+    return vector, of_vector(case.loss), of_vector(case.reference)
+
+
+def _all_modes(f):
+    """One function that differentiates `f` in every way; together they are one compilation."""
+
+    def modes(x, v):
+        value, pushed = jax.jvp(f, (x,), (v,))
+        linear_value, linear = jax.linearize(f, x)
+        value_again, gradient = jax.value_and_grad(f)(x)
+        grad = jax.grad(f)
+        return {
+            "value": f(x),
+            "value of jvp": value,
+            "value of linearize": linear_value,
+            "value of value_and_grad": value_again,
+            "grad": grad(x),
+            "value_and_grad": gradient,
+            "jvp": pushed,
+            "linearize": linear(v),
+            "jacfwd": jax.jacfwd(f)(x),
+            "jacrev": jax.jacrev(f)(x),
+            "hessian": jax.hessian(f)(x),
+            "rev over rev": jax.grad(lambda x: jnp.vdot(grad(x), v))(x),
+            "rev over fwd": jax.grad(lambda x: jax.jvp(f, (x,), (v,))[1])(x),
+            "fwd over fwd": jax.jvp(lambda x: jax.jvp(f, (x,), (v,))[1], (x,), (v,))[1],
+            "fwd over rev": jax.jvp(grad, (x,), (v,))[1],
+            "third": jax.jvp(lambda x: jax.grad(lambda x: jnp.vdot(grad(x), v))(x), (x,), (v,))[1],
+            "scan of checkpoint": jax.grad(
+                lambda x: jax.lax.scan(lambda carry, _: (carry + jax.checkpoint(f)(x), None), 0.0, None, length=2)[0]
+            )(x),
+        }
+
+    return modes
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_mode_agrees_with_the_plain_formula(name, x64):
+    x, loss, reference = _flat(CASES[name])
+    points = jnp.stack([x, x * 1.01])
+    directions = jnp.asarray(RNG.normal(size=points.shape))
+    expected = jax.jit(jax.vmap(_all_modes(reference)))(points, directions)
+    one = jax.jit(_all_modes(loss))(points[0], directions[0])
+    many = jax.jit(jax.vmap(_all_modes(loss)))(points, directions)
+    for mode in expected:
+        np.testing.assert_allclose(one[mode], expected[mode][0], rtol=1e-9, atol=1e-10, err_msg=f"jit: {mode}")
+        np.testing.assert_allclose(many[mode], expected[mode], rtol=1e-9, atol=1e-10, err_msg=f"vmap: {mode}")
+    values = [one[mode] for mode in one if mode.startswith("value ")]
+    np.testing.assert_allclose(values, one["value"], rtol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy with options", "binary_focal_loss"])
+def test_every_mode_works_without_jit(name, x64):
+    x, loss, reference = _flat(CASES[name])
+    v = jnp.asarray(RNG.normal(size=x.shape))
+    expected = jax.jit(_all_modes(reference))(x, v)
+    for mode, result in _all_modes(loss)(x, v).items():
+        np.testing.assert_allclose(result, expected[mode], rtol=1e-9, atol=1e-10, err_msg=mode)
+
+
+ARGUMENTS = [(name, argument) for name, case in CASES.items() for argument in case.arguments if "mean" not in name]
+
+
+@pytest.mark.parametrize(("name", "argument"), ARGUMENTS)
+def test_check_grads(name, argument, x64):
+    case = CASES[name]
+    arguments = {key: jnp.asarray(value) for key, value in case.arguments.items()}
+
+    def of_argument(value):
+        return _total(case.loss(**{**arguments, argument: value}))
+
+    check_grads(jax.jit(of_argument), (arguments[argument],), order=2, modes=("fwd", "rev"), rtol=1e-5, atol=1e-5)
+
+
+def test_gradient_is_linear_in_the_cotangent_and_sums_to_zero(x64):
+    def gradient(scale):
+        return jax.grad(lambda z: scale * jaxce.cross_entropy(z, _labels(), label_smoothing=0.1, reduction="sum"))(
+            jnp.asarray(LOGITS)
+        )
+
+    np.testing.assert_allclose(gradient(2.0), 2 * gradient(1.0), rtol=1e-15)
+    np.testing.assert_allclose(gradient(1.0).sum(-1), 0, atol=1e-15)
+
+
+def test_one_forward_pass_serves_two_pullbacks(x64):
+    logits = jnp.asarray(LOGITS)
+    _, pullback = jax.vjp(lambda z: jaxce.cross_entropy(z, _labels(), reduction="none"), logits)
+    first, second = pullback(jnp.asarray(COTANGENT)), pullback(jnp.ones(N))
+    plain_pullback = jax.vjp(lambda z: plain.cross_entropy(z, _labels()), logits)[1]
+    np.testing.assert_allclose(first, plain_pullback(jnp.asarray(COTANGENT)), rtol=1e-12)
+    np.testing.assert_allclose(second, plain_pullback(jnp.ones(N)), rtol=1e-12)
+
+
+def test_logits_may_serve_two_losses_and_be_donated(x64):
+    def both(z):
+        return jaxce.cross_entropy(z, _labels()) + jaxce.focal_loss(z, _labels())
+
+    expected = jax.grad(lambda z: plain.cross_entropy(z, _labels()).mean() + plain.focal(z, _labels(), 2.0).mean())(
+        jnp.asarray(LOGITS)
+    )
+    donated = jax.jit(jax.grad(both), donate_argnums=0)(jnp.array(LOGITS))
+    np.testing.assert_allclose(donated, expected, rtol=1e-12)
+
+
+def test_labels_pass_through_vjp_and_vmap(x64):
+    logits = jnp.asarray(LOGITS)
+    _, pullback = jax.vjp(lambda z, y: jaxce.cross_entropy(z, y), logits, _labels())
+    assert pullback(jnp.ones(()))[1].dtype == jax.dtypes.float0
+    over_labels = jax.vmap(lambda y: jaxce.cross_entropy(logits[0], y))(jnp.arange(C))
+    np.testing.assert_allclose(over_labels, -jax.nn.log_softmax(logits[0]), rtol=1e-14)

@@ -1,0 +1,400 @@
+"""Rows that are masked, empty, infinite or wrong: every one has one answer, and it stays in its row."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import checkify
+
+import jaxce
+
+N, C = 4, 5
+LOGITS = np.random.default_rng(2).normal(0, 2, (N, C)).astype(np.float32)
+LABELS = np.array([1, 0, 4, 2], np.int32)
+DISTRIBUTION = np.random.default_rng(3).dirichlet(np.ones(C), N).astype(np.float32)
+CLASS_WEIGHTS = np.linspace(0.5, 2, C, dtype=np.float32)
+WEIGHTS = np.array([1.0, 0.5, 2.0, 0.25], np.float32)
+OPTIONS = {"label_smoothing": 0.1, "z_loss": 0.01}
+
+# Losses over classes as functions of logits, class weights and row weights; where and labels are the test's.
+BY_LABEL = {
+    "cross_entropy": lambda z, y, w, v, **kw: jaxce.cross_entropy(z, y, class_weights=w, weights=v, **OPTIONS, **kw),
+    "focal_loss": lambda z, y, w, v, **kw: jaxce.focal_loss(z, y, class_weights=w, weights=v, gamma=0.5, **kw),
+    "poly_loss": lambda z, y, w, v, **kw: jaxce.poly_loss(z, y, class_weights=w, weights=v, **kw),
+    "nll_loss": lambda z, y, w, v, **kw: jaxce.nll_loss(z, y, class_weights=w, weights=v, **kw),
+    "multi_margin_loss": lambda z, y, w, v, **kw: jaxce.multi_margin_loss(z, y, class_weights=w, weights=v, **kw),
+}
+BY_ARRAY = {
+    "cross_entropy of distributions": lambda z, t, v, **kw: jaxce.cross_entropy(
+        z, t, class_weights=CLASS_WEIGHTS, weights=v, **OPTIONS, **kw
+    ),
+    "distillation_loss": lambda z, t, v, **kw: jaxce.distillation_loss(z, t, temperature=2.0, weights=v, **kw),
+}
+BY_ELEMENT = {
+    "binary_cross_entropy": lambda z, t, v, **kw: jaxce.binary_cross_entropy(z, t, weights=v, pos_weight=3.0, **kw),
+    "binary_focal_loss": lambda z, t, v, **kw: jaxce.binary_focal_loss(z, t, weights=v, gamma=0.5, alpha=0.25, **kw),
+    "mse_loss": lambda z, t, v, **kw: jaxce.mse_loss(z, t, weights=v, **kw),
+    "l1_loss": lambda z, t, v, **kw: jaxce.l1_loss(z, t, weights=v, **kw),
+}
+
+
+def _derivatives(f, *arguments):
+    """Value, gradients, a forward derivative and a second derivative by every floating argument, in one compilation."""
+
+    def everything(*arguments):
+        tangents = tuple(jnp.ones_like(argument) for argument in arguments)
+        positions = tuple(range(len(arguments)))
+
+        def pushed(*arguments):
+            return jax.jvp(f, arguments, tangents)[1]
+
+        return f(*arguments), jax.grad(f, positions)(*arguments), pushed(*arguments), jax.grad(pushed)(*arguments)
+
+    return jax.jit(everything)(*arguments)
+
+
+# --- masks
+
+
+@pytest.mark.parametrize("garbage", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", [*BY_LABEL, *BY_ARRAY, *BY_ELEMENT])
+def test_masked_rows_leak_nothing(name, garbage):
+    """The masked row is full of garbage, its label out of range, its weight too: all is as if it were not there."""
+    mask = np.array([True, False, True, True])
+    logits, weights = LOGITS.copy(), WEIGHTS.copy()
+    logits[1], weights[1] = garbage, garbage
+    keep = np.flatnonzero(mask)
+    if name in BY_LABEL:
+        labels = LABELS.copy()
+        labels[1] = 99
+
+        def masked(z, w, v):
+            return BY_LABEL[name](z, jnp.asarray(labels), w, v, where=jnp.asarray(mask))
+
+        def subset(z, w, v):
+            return BY_LABEL[name](z, jnp.asarray(labels[keep]), w, v)
+
+        arguments, chosen = (logits, CLASS_WEIGHTS, weights), (LOGITS[keep], CLASS_WEIGHTS, WEIGHTS[keep])
+        by_row = (True, False, True)
+    else:
+        loss = {**BY_ARRAY, **BY_ELEMENT}[name]
+        targets = DISTRIBUTION.copy()
+        targets[1] = garbage
+        if name in BY_ELEMENT:
+            weights = np.broadcast_to(weights[:, None], LOGITS.shape)
+            chosen_weights, where = weights[keep], np.broadcast_to(mask[:, None], LOGITS.shape)
+        else:
+            chosen_weights, where = WEIGHTS[keep], mask
+
+        def masked(z, t, v):
+            return loss(z, t, v, where=jnp.asarray(where))
+
+        def subset(z, t, v):
+            return loss(z, t, v)
+
+        arguments, chosen = (logits, targets, weights), (LOGITS[keep], DISTRIBUTION[keep], chosen_weights)
+        by_row = (True, True, True)
+    value, gradients, pushed, second = _derivatives(masked, *map(jnp.asarray, arguments))
+    value_, gradients_, pushed_, second_ = _derivatives(subset, *map(jnp.asarray, chosen))
+    np.testing.assert_allclose(value, value_, rtol=1e-6)
+    np.testing.assert_allclose(pushed, pushed_, rtol=2e-5, atol=1e-6)
+    for gradient, gradient_, has_rows in zip(gradients, gradients_, by_row, strict=True):
+        np.testing.assert_allclose(gradient[keep] if has_rows else gradient, gradient_, rtol=2e-5, atol=1e-6)
+        if has_rows:
+            np.testing.assert_array_equal(gradient[1], 0)
+    np.testing.assert_allclose(second[keep], second_, rtol=1e-4, atol=2e-6)
+    np.testing.assert_array_equal(second[1], 0)
+
+
+def test_masked_rows_of_a_summary_leak_nothing():
+    logits = jnp.asarray(LOGITS).at[1].set(jnp.nan)
+    labels, where = jnp.asarray(LABELS).at[1].set(99), jnp.array([True, False, True, True])
+
+    def own_loss(z):
+        summary = jaxce.summarize(z, labels, where=where, class_vector=jnp.ones(C))
+        return jaxce.reduce_losses(summary.nll + 0.1 * summary.log_z + 0.1 * summary.spread, where=where)
+
+    value, gradient = jax.value_and_grad(own_loss)(logits)
+    assert jnp.isfinite(value)
+    assert jnp.all(jnp.isfinite(gradient))
+    np.testing.assert_array_equal(gradient[1], 0)
+
+
+@pytest.mark.parametrize("ignore_index", [-100, -1, 0, C - 1, C, 255])
+def test_ignore_index_is_where(ignore_index):
+    labels = LABELS.copy()
+    labels[2] = ignore_index
+    for loss in list(BY_LABEL.values())[:4]:
+        arguments = (LOGITS, jnp.asarray(labels), CLASS_WEIGHTS, WEIGHTS)
+        ignored = loss(*arguments, ignore_index=ignore_index)
+        np.testing.assert_allclose(ignored, loss(*arguments, where=labels != ignore_index), rtol=1e-6)
+        assert np.isfinite(ignored)
+
+
+def test_where_and_ignore_index_both_mask():
+    labels = np.array([1, -1, 4, 2])
+    where = np.array([True, True, False, True])
+    losses = jaxce.cross_entropy(LOGITS, labels, ignore_index=-1, where=where, reduction="none")
+    assert [bool(loss) for loss in losses] == [True, False, False, True]
+
+
+@pytest.mark.parametrize("name", [*BY_LABEL, *BY_ARRAY, *BY_ELEMENT])
+@pytest.mark.parametrize("kind", ["all masked", "all weights 0", "empty batch"])
+def test_mean_of_nothing_is_zero_with_zero_gradient(name, kind):
+    rows = 0 if kind == "empty batch" else N
+    loss = {**BY_LABEL, **BY_ARRAY, **BY_ELEMENT}[name]
+    shape = (rows, C) if name in BY_ELEMENT else (rows,)
+    weights = jnp.zeros(shape) if kind == "all weights 0" else jnp.ones(shape)
+    where = jnp.zeros(shape, bool) if kind == "all masked" else jnp.ones(shape, bool)
+    targets = (LABELS if name in BY_LABEL else DISTRIBUTION)[:rows]
+    middle = (CLASS_WEIGHTS,) if name in BY_LABEL else ()
+
+    def mean(z, weights):
+        return loss(z, jnp.asarray(targets), *middle, weights, where=where)
+
+    value, gradients = jax.value_and_grad(mean, (0, 1))(jnp.asarray(LOGITS[:rows]), weights)
+    assert value == 0
+    for gradient in gradients:
+        np.testing.assert_array_equal(gradient, 0)
+
+
+def test_weight_zero_multiplies():
+    logits = np.array([[1.0, np.nan], [0.0, 1.0]], np.float32)
+    labels = jnp.array([0, 0])
+    assert jnp.isnan(jaxce.cross_entropy(logits, labels, weights=jnp.array([0.0, 1.0])))
+    assert jnp.isfinite(jaxce.cross_entropy(logits, labels, where=jnp.array([False, True])))
+    infinite = np.array([[-np.inf, 1.0], [0.0, 1.0]], np.float32)
+    assert jnp.isnan(jaxce.cross_entropy(infinite, labels, weights=jnp.array([0.0, 1.0])))
+    assert jnp.isnan(jaxce.cross_entropy(logits, labels, weights=jnp.zeros(2)))
+    assert jnp.isinf(jaxce.reduce_losses(jnp.array([1.0, 2.0]), jnp.array([1.0, -1.0])))
+
+
+# --- labels
+
+
+@pytest.mark.parametrize("bad", [-1, -C, C, C + 2, -100, 2**31 - 1])
+@pytest.mark.parametrize("name", BY_LABEL)
+def test_wrong_label_is_loud_in_its_row_alone(name, bad):
+    labels = jnp.asarray(np.where(np.arange(N) == 2, bad, LABELS))
+    loss = BY_LABEL[name]
+
+    def losses(z):
+        return loss(z, labels, CLASS_WEIGHTS, WEIGHTS, reduction="none")
+
+    values, pushed = jax.jvp(losses, (jnp.asarray(LOGITS),), (jnp.ones((N, C)),))
+    gradient = jax.grad(lambda z: losses(z).sum())(jnp.asarray(LOGITS))
+    good = loss(LOGITS, LABELS, CLASS_WEIGHTS, WEIGHTS, reduction="none")
+    np.testing.assert_allclose(values, np.where(np.arange(N) == 2, np.nan, good), rtol=1e-6)
+    assert [bool(nan) for nan in jnp.isnan(pushed)] == [False, False, True, False]
+    wrong = {"nll_loss": 1, "multi_margin_loss": C}.get(name, C)  # a picked score has one derivative
+    assert jnp.isnan(gradient).sum(-1).tolist() == [0, 0, wrong, 0]
+    assert jnp.isnan(loss(LOGITS, labels, CLASS_WEIGHTS, WEIGHTS))
+
+
+def test_wrong_label_beside_an_ignored_one():
+    labels = jnp.array([1, -100, -4, 2])
+    losses = jaxce.cross_entropy(LOGITS, labels, ignore_index=-100, reduction="none")
+    assert jnp.isnan(losses).tolist() == [False, False, True, False]
+    assert losses[1] == 0
+
+
+def test_wrong_numpy_label_is_an_error_at_once():
+    labels = np.array([[1, 0], [7, 2]])
+    logits = jnp.zeros((2, 2, C))
+    with pytest.raises(ValueError, match=r"^`targets` must be class indices in \[0, 5\); got 7 at position \(1, 0\)\."):
+        jaxce.cross_entropy(logits, labels)
+    with pytest.raises(ValueError, match=r"got 7 at position \(1, 0\)"):
+        jax.jit(lambda z: jaxce.cross_entropy(z, labels))(logits)
+    assert jnp.isfinite(jaxce.cross_entropy(logits, labels, ignore_index=7))
+    assert jnp.isfinite(jaxce.cross_entropy(logits, labels, where=labels < 5))
+
+
+@pytest.mark.parametrize("bad", [-1, 9])
+def test_checkify_names_value_and_position(bad):
+    labels = jnp.array([[1, 0, 3], [2, bad, 4]])
+    logits = jnp.zeros((2, 3, C))
+    message = f"`targets` must be class indices in [0, 5); got {bad} at position [1 1]."
+    for f in (lambda z, y: jaxce.cross_entropy(z, y), jax.jit(jax.grad(lambda z, y: jaxce.focal_loss(z, y)))):
+        checked = checkify.checkify(f)
+        error, _ = checked(logits, labels)
+        assert message in str(error.get())
+        error, _ = checked(logits, jnp.clip(labels, 0, 4))
+        assert error.get() is None
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"])
+def test_any_integer_dtype_with_more_classes_than_it_holds(dtype, x64):
+    num_classes = 300
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(3, num_classes)), jnp.float32)
+    labels = np.array([0, 100, 127])
+    expected = jax.value_and_grad(jaxce.cross_entropy)(logits, jnp.asarray(labels))
+    for array in (labels.astype(dtype), jnp.asarray(labels, dtype)):
+        value, gradient = jax.value_and_grad(jaxce.cross_entropy)(logits, array, ignore_index=-100)
+        np.testing.assert_allclose(value, expected[0], rtol=1e-6)
+        np.testing.assert_allclose(gradient, expected[1], rtol=1e-5)
+
+
+def test_wide_labels_do_not_wrap(x64):
+    labels = jnp.array([2**32 + 1, 1], jnp.int64)
+    assert jnp.isnan(jaxce.cross_entropy(jnp.zeros((2, 3)), labels, reduction="none")).tolist() == [True, False]
+    labels = jnp.array([2**32 - 1, 1], jnp.uint32)
+    assert jnp.isnan(jaxce.cross_entropy(jnp.zeros((2, 3)), labels, reduction="none")).tolist() == [True, False]
+
+
+# --- infinities
+
+
+def test_class_of_minus_infinity_that_no_target_uses():
+    logits = jnp.asarray(LOGITS).at[:, 3].set(-jnp.inf)
+    labels = jnp.array([1, 0, 4, 2])
+    targets = jnp.asarray(DISTRIBUTION).at[:, 3].set(0)
+    without = np.delete(LOGITS, 3, 1)
+    for target, smaller in ((labels, jnp.array([1, 0, 3, 2])), (targets, np.delete(np.asarray(targets), 3, 1))):
+        f = _derivatives(lambda z, t=target: jaxce.cross_entropy(z, t), logits)
+        f_ = _derivatives(lambda z, t=smaller: jaxce.cross_entropy(z, t), jnp.asarray(without))
+        np.testing.assert_allclose(f[0], f_[0], rtol=1e-6)
+        np.testing.assert_array_equal(f[1][0][:, 3], 0)
+        np.testing.assert_allclose(np.delete(f[1][0], 3, 1), f_[1][0], rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(np.delete(f[3], 3, 1), f_[3], rtol=1e-4, atol=1e-6)
+        np.testing.assert_array_equal(f[3][:, 3], 0)
+    by_target = jax.grad(lambda t: jaxce.cross_entropy(logits, t))(targets)
+    np.testing.assert_array_equal(by_target[:, 3], 0)  # by convention
+    assert jnp.all(jnp.isfinite(by_target))
+
+
+def test_target_on_minus_infinity():
+    logits = jnp.array([[-jnp.inf, 1.0, 2.0]])
+    for target in (jnp.array([0]), jnp.array([[0.5, 0.5, 0.0]])):
+        value, gradient = jax.value_and_grad(jaxce.cross_entropy)(logits, target)
+        assert value == jnp.inf
+        assert jnp.all(jnp.isfinite(gradient))
+    for loss in (jaxce.focal_loss, jaxce.poly_loss):
+        value, gradient = jax.value_and_grad(loss)(logits, jnp.array([0]))
+        assert value == jnp.inf
+        assert jnp.all(jnp.isfinite(gradient))
+
+
+def test_smoothing_over_minus_infinity():
+    logits = jnp.array([[-jnp.inf, 1.0, 2.0]])
+    value, gradient = jax.value_and_grad(lambda z: jaxce.cross_entropy(z, jnp.array([1]), label_smoothing=0.1))(logits)
+    assert value == jnp.inf
+    assert jnp.all(jnp.isfinite(gradient))
+    no_weight = jaxce.cross_entropy(
+        logits, jnp.array([1]), label_smoothing=0.1, class_weights=jnp.array([0.0, 1.0, 1.0])
+    )
+    assert jnp.isfinite(no_weight)
+
+
+@pytest.mark.parametrize("row", [[-np.inf] * 3, [np.inf, 0.0, 0.0], [np.nan, 0.0, 0.0]])
+def test_rows_without_a_softmax_are_nan_alone(row):
+    logits = jnp.array([[1.0, 2.0, 0.0], row], jnp.float32)
+    for targets in (jnp.array([1, 1]), jnp.full((2, 3), 1 / 3), jnp.eye(3)[jnp.array([1, 1])]):
+        losses, pullback = jax.vjp(lambda z, t=targets: jaxce.cross_entropy(z, t, reduction="none"), logits)
+        assert jnp.isnan(losses).tolist() == [False, True]
+        (gradient,) = pullback(jnp.ones(2))
+        assert jnp.all(jnp.isfinite(gradient[0]))
+        masked = jax.value_and_grad(
+            lambda z, t=targets: jaxce.cross_entropy(z, t, where=jnp.array([True, False]), label_smoothing=0.1)
+        )(logits)
+        assert all(jnp.all(jnp.isfinite(x)) for x in masked)
+        np.testing.assert_array_equal(masked[1][1], 0)
+
+
+def test_debug_nans_does_not_trip_on_legal_input():
+    logits = jnp.asarray(LOGITS).at[:, 3].set(-jnp.inf)
+    labels, targets = jnp.array([1, 0, 4, -100]), jnp.asarray(DISTRIBUTION).at[:, 3].set(0)
+    confident = jnp.array([[90.0, 0.0], [0.0, 0.0]])
+    with jax.debug_nans(True):
+        jax.value_and_grad(lambda z: jaxce.cross_entropy(z, labels, ignore_index=-100, z_loss=0.1))(logits)
+        jax.value_and_grad(lambda z, t: jaxce.cross_entropy(z, t), (0, 1))(logits, targets)
+        jax.value_and_grad(lambda z: jaxce.focal_loss(z, jnp.array([0, 0]), gamma=0.5))(confident)
+        jax.value_and_grad(lambda z: jaxce.binary_cross_entropy(z, jnp.eye(2)))(confident)
+        jax.value_and_grad(lambda z: jaxce.cross_entropy(z, jnp.zeros(4, jnp.int32), where=jnp.zeros(4, bool)))(LOGITS)
+        jax.jit(jax.grad(lambda z: jaxce.cross_entropy(z, jnp.array([0, 1]))), donate_argnums=0)(confident + 0)
+
+
+# --- shapes, dtypes, settings
+
+
+@pytest.mark.parametrize("shape", [(C,), (3, C), (3, C, 2), (3, C, 2, 2), (3, C, C)])
+def test_any_rank_and_axis(shape, x64):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=shape)
+    targets = rng.dirichlet(np.ones(C), logits[..., 0].shape if len(shape) == 1 else shape[:1] + shape[2:])
+    rows = targets.shape[:-1]
+    labels = rng.integers(0, C, rows)
+    axis = min(1, len(shape) - 1)
+    last = jnp.moveaxis(jnp.asarray(logits), axis, -1)
+    expected = [
+        jaxce.cross_entropy(last, target, class_weights=np.ones(C), reduction="none") for target in (labels, targets)
+    ]
+    moved = np.moveaxis(targets, -1, axis)
+    for same_axis in (axis, axis - len(shape)):
+        for target, losses in zip((labels, moved), expected, strict=True):
+            result = jaxce.cross_entropy(logits, target, axis=same_axis, reduction="none")
+            assert result.shape == rows
+            np.testing.assert_allclose(result, losses, rtol=1e-13)
+    log_p = np.asarray(jax.nn.log_softmax(last))
+    np.testing.assert_allclose(expected[0], -np.take_along_axis(log_p, labels[..., None], -1)[..., 0], rtol=1e-12)
+
+
+LOSSES = {
+    **{name: lambda z, f=f: f(z, jnp.asarray(LABELS), None, None) for name, f in BY_LABEL.items()},
+    **{name: lambda z, f=f: f(z, jnp.asarray(DISTRIBUTION), None) for name, f in {**BY_ARRAY, **BY_ELEMENT}.items()},
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_dtypes_out(name, x64):
+    for given, expected in (("bfloat16", "float32"), ("float16", "float32"), ("float32", "float32")):
+        value, gradient = jax.jit(jax.value_and_grad(LOSSES[name]))(jnp.asarray(LOGITS, given))
+        assert (value.dtype, gradient.dtype) == (expected, given)
+    assert LOSSES[name](jnp.asarray(LOGITS, "float64")).dtype == "float64"
+
+
+def test_scalar_settings_never_widen(x64):
+    for setting in (0.1, np.float64(0.1), jnp.asarray(0.1, jnp.float64)):
+        loss = jaxce.cross_entropy(LOGITS, LABELS, label_smoothing=setting, z_loss=setting)
+        assert loss.dtype == jnp.float32
+        assert jaxce.focal_loss(LOGITS, LABELS, gamma=setting).dtype == jnp.float32
+        assert jaxce.binary_cross_entropy(LOGITS, DISTRIBUTION, pos_weight=setting).dtype == jnp.float32
+
+
+def test_gradients_come_in_the_dtype_of_their_argument():
+    arguments = [jnp.asarray(x, d) for x, d in ((LOGITS, "bfloat16"), (DISTRIBUTION, "float16"))]
+    others = [jnp.asarray(x, "bfloat16") for x in (CLASS_WEIGHTS, WEIGHTS)]
+
+    def loss(z, t, w, v):
+        return jaxce.cross_entropy(z, t, class_weights=w, weights=v, label_smoothing=0.1)
+
+    gradients = jax.grad(loss, (0, 1, 2, 3))(*arguments, *others)
+    assert [g.dtype.name for g in gradients] == ["bfloat16", "float16", "bfloat16", "bfloat16"]
+
+
+def test_distributions_need_not_sum_to_one(x64):
+    targets = np.array([[0.0, 0, 0], [2.0, 1, 0.5], [-0.5, 0.2, 1]])
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(3, 3)))
+    value, gradient = jax.value_and_grad(lambda z: jaxce.cross_entropy(z, targets, reduction="sum"))(logits)
+    p = np.asarray(jax.nn.softmax(logits))
+    np.testing.assert_allclose(value, -(targets * np.log(p)).sum(), rtol=1e-13)
+    np.testing.assert_allclose(gradient, targets.sum(-1, keepdims=True) * p - targets, atol=1e-14)
+
+
+def test_label_smoothing_of_one_and_a_smoothing_that_is_traced(x64):
+    logits = jnp.asarray(LOGITS, jnp.float64)
+    uniform = jnp.full((N, C), 1 / C)
+    loss = jax.jit(lambda e: jaxce.cross_entropy(logits, jnp.asarray(LABELS), label_smoothing=e))
+    np.testing.assert_allclose(loss(1.0), jaxce.cross_entropy(logits, uniform), rtol=1e-13)
+    np.testing.assert_allclose(loss(0.0), jaxce.cross_entropy(logits, jnp.asarray(LABELS)), rtol=1e-13)
+
+
+def test_z_loss_has_the_divisor_of_the_rest(x64):
+    logits = jnp.asarray(LOGITS, jnp.float64)
+    labels = jnp.array([1, 0, -100, 2])
+    options = {"class_weights": CLASS_WEIGHTS.astype(float), "weights": WEIGHTS.astype(float), "ignore_index": -100}
+    z_part = jaxce.cross_entropy(logits, labels, z_loss=1.0, label_smoothing=0.1, **options) - jaxce.cross_entropy(
+        logits, labels, label_smoothing=0.1, **options
+    )
+    share = np.where(labels >= 0, WEIGHTS * CLASS_WEIGHTS[np.maximum(labels, 0)], 0).astype(float)
+    expected = (share * np.asarray(jax.nn.logsumexp(logits, axis=-1)) ** 2).sum() / share.sum()
+    np.testing.assert_allclose(z_part, expected, rtol=1e-12)

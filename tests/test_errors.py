@@ -1,0 +1,258 @@
+"""Every wrong call says what was expected, what came, and what to do: the texts in full."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxce
+
+LOGITS = jnp.zeros((8, 10))
+LABELS = jnp.zeros(8, jnp.int32)
+TARGETS = jnp.full((8, 10), 0.1)
+TOKENS = jnp.zeros((8, 128, 320))
+
+
+def _ce(*arguments, **options):
+    return lambda: jaxce.cross_entropy(*arguments, **options)
+
+
+CASES = {
+    "shifted targets": (
+        _ce(TOKENS, jnp.zeros((8, 127), jnp.int32)),
+        ValueError,
+        "`targets` must have shape (8, 128) for class indices or (8, 128, 320) for probabilities, with `logits` of shape "
+        "(8, 128, 320) and class axis 2; got (8, 127). Were the targets shifted and the logits not?",
+    ),
+    "class axis elsewhere": (
+        _ce(jnp.zeros((2, 5, 4, 4)), jnp.zeros((2, 4, 4), jnp.int32)),
+        ValueError,
+        "`targets` must have shape (2, 5, 4) for class indices or (2, 5, 4, 4) for probabilities, with `logits` of shape "
+        "(2, 5, 4, 4) and class axis 3; got (2, 4, 4). Is the class axis another one? Pass axis=1.",
+    ),
+    "labels with a last axis of 1": (
+        _ce(LOGITS, jnp.zeros((8, 1), jnp.int32)),
+        ValueError,
+        "`targets` must have shape (8,) for class indices or (8, 10) for probabilities, with `logits` of shape (8, 10) and "
+        "class axis 1; got (8, 1). Drop the last axis: targets.squeeze(-1).",
+    ),
+    "float labels": (
+        _ce(LOGITS, jnp.zeros(8)),
+        TypeError,
+        "`targets` of dtype float32 are probabilities and must have the shape of `logits`, (8, 10); got (8,), the shape of "
+        "class indices. Class indices are integers: targets.astype(jnp.int32).",
+    ),
+    "integer one-hot": (
+        _ce(LOGITS, jnp.zeros((8, 10), jnp.int32)),
+        TypeError,
+        "`targets` of dtype int32 are class indices and must have shape (8,); got (8, 10), the shape of `logits`. "
+        "Probabilities and one-hot vectors are floating: targets.astype(jnp.float32).",
+    ),
+    "bool targets": (
+        _ce(LOGITS, jnp.zeros(8, bool)),
+        TypeError,
+        "`targets` must be class indices of an integer dtype, or probabilities of a floating dtype; got bool. Cast them, "
+        "e.g. targets.astype(jnp.int32).",
+    ),
+    "integer logits": (
+        _ce(jnp.zeros((8, 10), jnp.int32), LABELS),
+        TypeError,
+        "`logits` must have a floating dtype; got int32. Cast them: logits.astype(jnp.float32).",
+    ),
+    "a list": (
+        _ce([[0.0, 1.0]], LABELS),
+        TypeError,
+        "`logits` must be a jax.Array or a NumPy array; got builtins.list. Wrap it: jnp.asarray(logits).",
+    ),
+    "no class axis": (_ce(jnp.zeros(()), LABELS), ValueError, "`logits` must have a class axis; got shape ()."),
+    "no classes": (
+        _ce(jnp.zeros((8, 0)), LABELS),
+        ValueError,
+        "`logits` must have at least one class; got shape (8, 0) with class axis 1.",
+    ),
+    "axis out of range": (
+        _ce(LOGITS, LABELS, axis=2),
+        ValueError,
+        "`axis` must be in [-2, 2) for `logits` of shape (8, 10); got 2.",
+    ),
+    "axis that is no integer": (
+        _ce(LOGITS, LABELS, axis=1.0),
+        TypeError,
+        "`axis` must be a Python int, known when the function is traced; got 1.0.",
+    ),
+    "class weights of another length": (
+        _ce(LOGITS, LABELS, class_weights=jnp.ones(8)),
+        ValueError,
+        "`class_weights` must have shape (10,), one weight for each class along axis 1 of `logits`; got (8,). Weights of "
+        "rows go into `weights`.",
+    ),
+    "class weights that are a mask": (
+        _ce(LOGITS, LABELS, class_weights=jnp.ones(10, bool)),
+        TypeError,
+        "`class_weights` must hold real numbers; got bool. A mask of rows goes into `where`.",
+    ),
+    "weights with a last axis of 1": (
+        _ce(LOGITS, LABELS, weights=jnp.ones((8, 1))),
+        ValueError,
+        "`weights` must have the shape of the losses, (8,); got (8, 1). Nothing is broadcast. Drop the last axis: "
+        "weights.squeeze(-1).",
+    ),
+    "where of another shape": (
+        _ce(LOGITS, LABELS, where=jnp.ones((8, 10), bool)),
+        ValueError,
+        "`where` must have the shape of the losses, (8,); got (8, 10). Nothing is broadcast.",
+    ),
+    "where of numbers": (
+        _ce(LOGITS, LABELS, where=jnp.ones(8)),
+        TypeError,
+        "`where` must be boolean; got float32. Numbers go into `weights`.",
+    ),
+    "ignore_index with probabilities": (
+        _ce(LOGITS, TARGETS, ignore_index=-100),
+        ValueError,
+        "`ignore_index` needs class indices, and `targets` are probabilities of shape (8, 10). Pass `where`, a boolean mask "
+        "of shape (8,), to leave rows out.",
+    ),
+    "wrong NumPy label": (
+        _ce(LOGITS, np.array([0, 1, 2, 3, -100, 5, 6, 7])),
+        ValueError,
+        "`targets` must be class indices in [0, 10); got -100 at position (4,). If -100 marks rows to leave out, pass "
+        "ignore_index=-100.",
+    ),
+    "smoothing above 1": (
+        _ce(LOGITS, LABELS, label_smoothing=1.5),
+        ValueError,
+        "`label_smoothing` must be in [0, 1]; got 1.5.",
+    ),
+    "NaN smoothing": (
+        _ce(LOGITS, LABELS, label_smoothing=float("nan")),
+        ValueError,
+        "`label_smoothing` must be in [0, 1]; got nan.",
+    ),
+    "smoothing by class": (
+        _ce(LOGITS, LABELS, label_smoothing=jnp.ones(10)),
+        ValueError,
+        "`label_smoothing` must be a scalar; got shape (10,).",
+    ),
+    "negative z-loss": (_ce(LOGITS, LABELS, z_loss=-1.0), ValueError, "`z_loss` must be in [0, inf); got -1.0."),
+    "boolean setting": (_ce(LOGITS, LABELS, z_loss=True), TypeError, "`z_loss` must be a number; got bool."),
+    "unknown reduction": (
+        _ce(LOGITS, LABELS, reduction="avg"),
+        ValueError,
+        "`reduction` must be 'none', 'sum', 'mean' or 'parts'; got 'avg'.",
+    ),
+    "focal loss of distributions": (
+        lambda: jaxce.focal_loss(LOGITS, TARGETS),
+        TypeError,
+        "`focal_loss` is defined for class indices: `targets` must be integers of shape (8,); got float32 of shape (8, 10).",
+    ),
+    "poly loss of distributions": (
+        lambda: jaxce.poly_loss(LOGITS, TARGETS),
+        TypeError,
+        "`poly_loss` is defined for class indices: `targets` must be integers of shape (8,); got float32 of shape (8, 10).",
+    ),
+    "negative gamma": (
+        lambda: jaxce.focal_loss(LOGITS, LABELS, gamma=-1),
+        ValueError,
+        "`gamma` must be in [0, inf); got -1.",
+    ),
+    "temperature 0": (
+        lambda: jaxce.distillation_loss(LOGITS, LOGITS, temperature=0.0),
+        ValueError,
+        "`temperature` must be in (0, inf); got 0.0.",
+    ),
+    "teacher of another shape": (
+        lambda: jaxce.distillation_loss(LOGITS, LOGITS[:, :5]),
+        ValueError,
+        "`teacher_logits` must have the shape of `logits`, (8, 10); got (8, 5). Do both models share the classes?",
+    ),
+    "margin loss with another p": (
+        lambda: jaxce.multi_margin_loss(LOGITS, LABELS, p=3),
+        ValueError,
+        "`p` must be 1 or 2; got 3.",
+    ),
+    "log-probabilities are named": (
+        lambda: jaxce.nll_loss(jnp.zeros((8, 10), jnp.int8), LABELS),
+        TypeError,
+        "`log_probs` must have a floating dtype; got int8. Cast them: log_probs.astype(jnp.float32).",
+    ),
+    "binary targets with a last axis of 1": (
+        lambda: jaxce.binary_cross_entropy(jnp.zeros(8), jnp.zeros((8, 1))),
+        ValueError,
+        "`targets` must have the shape of `logits`, (8,); got (8, 1). Nothing is broadcast. Drop the last axis: "
+        "targets.squeeze(-1).",
+    ),
+    "predictions with a last axis of 1": (
+        lambda: jaxce.mse_loss(jnp.zeros((8, 1)), jnp.zeros(8)),
+        ValueError,
+        "`targets` must have the shape of `predictions`, (8, 1); got (8,). Nothing is broadcast. Add an axis: "
+        "targets[..., None].",
+    ),
+    "absolute error likewise": (
+        lambda: jaxce.l1_loss(jnp.zeros((8, 1)), jnp.zeros(8)),
+        ValueError,
+        "`targets` must have the shape of `predictions`, (8, 1); got (8,). Nothing is broadcast. Add an axis: "
+        "targets[..., None].",
+    ),
+    "integer binary targets": (
+        lambda: jaxce.binary_cross_entropy(jnp.zeros(8), LABELS),
+        TypeError,
+        "`targets` must have a floating dtype; got int32. Cast them: targets.astype(jnp.float32).",
+    ),
+    "pos_weight that would broadcast the logits": (
+        lambda: jaxce.binary_cross_entropy(jnp.zeros(8), jnp.zeros(8), pos_weight=jnp.ones((8, 1))),
+        ValueError,
+        "`pos_weight` must be a scalar, or broadcast to the shape of `logits`, (8,); got (8, 1). One number for each output "
+        "is a vector of the last axis' length.",
+    ),
+    "class vector of another length": (
+        lambda: jaxce.summarize(LOGITS, LABELS, class_vector=jnp.ones(3)),
+        ValueError,
+        "`class_vector` must have shape (10,), one number for each class; got (3,).",
+    ),
+    "integer losses": (
+        lambda: jaxce.reduce_losses(LABELS),
+        TypeError,
+        "`losses` must have a floating dtype; got int32. Cast them: losses.astype(jnp.float32).",
+    ),
+    "weights of reduce_losses": (
+        lambda: jaxce.reduce_losses(jnp.zeros(8), jnp.zeros((8, 1))),
+        ValueError,
+        "`weights` must have the shape of the losses, (8,); got (8, 1). Nothing is broadcast. Drop the last axis: "
+        "weights.squeeze(-1).",
+    ),
+    "PyTorch's names": (
+        lambda: jaxce.torch.cross_entropy(LOGITS, LABELS, weight=jnp.ones(8)),
+        ValueError,
+        "`weight` must have shape (10,), one weight for each class along axis 1 of `input`; got (8,). Weights of rows go "
+        "into `weight`.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_error_text(name):
+    call, kind, text = CASES[name]
+    with pytest.raises(kind, match=f"^{re.escape(text)}$"):
+        call()
+
+
+def test_traced_settings():
+    with pytest.raises(
+        TypeError, match=r"^`ignore_index` must be a Python int, known when the function is traced; got"
+    ):
+        jax.jit(lambda i: jaxce.cross_entropy(LOGITS, LABELS, ignore_index=i))(3)
+    with pytest.raises(TypeError, match=r"^`axis` must be a Python int"):
+        jax.jit(lambda i: jaxce.cross_entropy(LOGITS, LABELS, axis=i))(1)
+
+
+def test_numpy_integers_are_integers():
+    loss = jaxce.cross_entropy(LOGITS, LABELS, axis=np.int64(-1), ignore_index=np.int8(3))
+    assert loss == jaxce.cross_entropy(LOGITS, LABELS)
+
+
+def test_wrong_calls_fail_inside_jit_and_grad_alike():
+    with pytest.raises(TypeError, match="are class indices and must have shape"):
+        jax.jit(jax.grad(lambda z: jaxce.cross_entropy(z, jnp.zeros((8, 10), jnp.int32))))(LOGITS)

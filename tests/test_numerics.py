@@ -1,0 +1,249 @@
+"""Accuracy against 50 digits, with the bounds that the documentation states."""
+
+import jax
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+import oracle
+import plain
+import pytest
+
+import jaxce
+
+C = 7
+OTHERS = np.array([0.0, -0.3, -1.1, -4.0, -0.7, -9.0])
+
+
+@jax.jit
+def _loss_and_gradient(logits, labels):
+    losses, pullback = jax.vjp(lambda z: jaxce.cross_entropy(z, labels, reduction="none"), logits)
+    return losses, pullback(jnp.ones_like(losses))[0]
+
+
+@jax.jit
+def _distribution_loss_and_gradient(logits, targets, label_smoothing):
+    losses, pullback = jax.vjp(
+        lambda z: jaxce.cross_entropy(z, targets, label_smoothing=label_smoothing, reduction="none"), logits
+    )
+    return losses, pullback(jnp.ones_like(losses))[0]
+
+
+def _rows_with_lead(leads, offset):
+    """Rows whose label 3 leads the others by `leads`, as float32 stores them."""
+    rows = np.stack([np.insert(OTHERS, 3, lead) for lead in leads]) + offset
+    return rows.astype(np.float32)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4, -1e4])
+def test_label_ahead_or_behind(offset):
+    leads = np.concatenate([np.linspace(0, 70, 57), -np.logspace(-1, 4, 8), [0.0]])
+    rows = _rows_with_lead(leads, offset)
+    losses, gradients = _loss_and_gradient(rows, jnp.full(len(rows), 3))
+    tiny = float(np.finfo(np.float32).tiny)
+    for row, loss, gradient in zip(rows, np.asarray(losses), np.asarray(gradients), strict=True):
+        distance = row.max() - row.astype(np.float64)
+        lead = max(float(row[3]) - float(np.delete(row, 3).max()), 0)
+        exact = oracle.row(row, 3)[1]
+        assert oracle.relative_error(loss, exact) <= 1e-6 + 1.2e-7 * lead
+        for c, true in enumerate(oracle.nll_gradient(row, 3)):
+            if abs(true) < tiny:
+                continue
+            reach = lead if c == 3 else float(distance[c])
+            assert oracle.relative_error(gradient[c], true) <= 1e-6 + 1.2e-7 * reach, (row, c)
+    assert np.all(np.asarray(losses) > 0)
+    assert np.all(np.asarray(gradients)[:, 3] < 0)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_distributions_and_smoothing(offset, label_smoothing, rng):
+    leads = np.concatenate([np.linspace(0, 70, 15), -np.logspace(-1, 3, 5)])
+    rows = _rows_with_lead(leads, offset)
+    targets = rng.dirichlet(np.ones(C), len(rows)).astype(np.float32)
+    targets[0] = np.eye(C)[3]
+    losses, gradients = _distribution_loss_and_gradient(rows, targets, label_smoothing)
+    smoothing = mpmath.mpf(float(np.float32(label_smoothing)))
+    for row, target, loss, gradient in zip(rows, targets, np.asarray(losses), np.asarray(gradients), strict=True):
+        t = [(1 - smoothing) * mpmath.mpf(float(q)) + smoothing / C for q in target]
+        log_z, _, _, p = oracle.row(row, target)
+        exact = mpmath.fsum(tc * (log_z - mpmath.mpf(float(zc))) for tc, zc in zip(t, row, strict=True))
+        assert oracle.relative_error(loss, exact) <= 3e-6
+        mass = mpmath.fsum(t)
+        for c in range(C):
+            assert abs(gradient[c] - (mass * p[c] - t[c])) <= 1e-6 * (p[c] + t[c])
+
+
+def test_one_hot_distribution_is_as_exact_as_the_label():
+    rows = _rows_with_lead(np.linspace(0, 70, 15), 0.0)
+    by_label = _loss_and_gradient(rows, jnp.full(len(rows), 3))
+    one_hot = jnp.broadcast_to(jnp.eye(C)[3], rows.shape)
+    by_distribution = _distribution_loss_and_gradient(rows, one_hot, 0.0)
+    for label, distribution in zip(by_label, by_distribution, strict=True):
+        np.testing.assert_allclose(label, distribution, rtol=1e-6)
+
+
+def test_offset_costs_nothing(x64):
+    """Smoothing term and z-loss too: adding 1e4 to logits that can carry it changes what it should, exactly."""
+    rows = np.round(np.random.default_rng(3).normal(0, 3, (5, C)) * 64) / 64
+    labels = jnp.arange(5)
+    for offset in (0.0, 1e4):
+        shifted = (rows + offset).astype(np.float32)
+        assert np.all(shifted.astype(np.float64) == rows + offset)
+        exact = plain.cross_entropy(jnp.asarray(rows), labels, label_smoothing=0.2)
+        losses = jaxce.cross_entropy(shifted, labels, label_smoothing=0.2, reduction="none")
+        assert losses.dtype == jnp.float32
+        np.testing.assert_allclose(losses, exact, rtol=5e-7)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_logits_give_the_float32_answer(dtype, rng):
+    logits = jnp.asarray(rng.normal(0, 3, (64, C)), jnp.float32).astype(dtype)
+    labels = jnp.asarray(rng.integers(0, C, 64))
+    targets = jnp.asarray(rng.dirichlet(np.ones(C), 64), jnp.float32)
+    for kind in (labels, targets):
+        half = jax.value_and_grad(lambda z, t=kind: jaxce.cross_entropy(z, t, label_smoothing=0.1))(logits)
+        single = jax.value_and_grad(lambda z, t=kind: jaxce.cross_entropy(z, t, label_smoothing=0.1))(
+            logits.astype(jnp.float32)
+        )
+        assert half[0].dtype == jnp.float32
+        assert half[1].dtype == dtype
+        np.testing.assert_allclose(half[0], single[0], rtol=2e-7)
+        np.testing.assert_array_equal(half[1], single[1].astype(dtype))
+
+
+def test_confident_bfloat16_rows_keep_their_gradient():
+    logits = jnp.array([[20.0, 0.0, -1.0]], jnp.bfloat16)
+    gradient = jax.grad(jaxce.cross_entropy)(logits, jnp.array([0]))
+    np.testing.assert_allclose(gradient[0, 0].astype(float), -2.819e-9, rtol=1e-2)
+
+
+def test_float16_with_200_000_classes():
+    logits = jnp.zeros((2, 200_000), jnp.float16)
+    loss, gradient = jax.value_and_grad(jaxce.cross_entropy)(logits, jnp.array([0, 199_999]))
+    np.testing.assert_allclose(loss, np.log(200_000), rtol=1e-6)
+    assert jnp.all(jnp.isfinite(gradient))
+    np.testing.assert_allclose(gradient[1, -1].astype(float), -0.5, rtol=1e-3)
+
+
+def test_second_order_at_ties(x64):
+    for logits in ([0.0, 0, 0, 0], [2.0, 2, -1, 0], [1.0, 3, 3, 3]):
+        exact = np.array(oracle.nll_hessian(logits), float)
+        by_label = jax.hessian(lambda z: jaxce.cross_entropy(z, jnp.array(1)))(jnp.array(logits))
+        one_hot = jax.hessian(lambda z: jaxce.cross_entropy(z, jnp.eye(4)[1]))(jnp.array(logits))
+        np.testing.assert_allclose(by_label, exact, atol=1e-15)
+        np.testing.assert_allclose(one_hot, exact, atol=1e-15)
+
+
+def test_largest_logits():
+    assert f"{jaxce.cross_entropy(jnp.full(3, 1e8), jnp.array(1)):.6f}" == f"{np.log(3):.6f}"
+
+
+def test_logits_that_are_computed_anew_in_every_fusion(x64):
+    """x / T inside the same program: the maximum may differ in its last bit from what the sums see."""
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)))
+    targets = jax.nn.softmax(logits)
+    for dtype, tolerance in ((jnp.float64, 1e-13), (jnp.float32, 1e-6)):
+        for kind in (targets.astype(dtype), jnp.array([1, 0, 3])):
+            temperatures, z = jnp.array([1.5, 2.0, 3.0, 7.0], dtype), logits.astype(dtype)
+
+            def loss(temperature, z=z, kind=kind):
+                return jaxce.cross_entropy(z / temperature, kind)
+
+            expected = [loss(temperature) for temperature in temperatures]
+            np.testing.assert_allclose(jax.jit(jax.vmap(loss))(temperatures), expected, rtol=tolerance)
+
+
+def test_losses_of_labels_are_never_negative(rng):
+    logits = jnp.asarray(rng.normal(0, 30, (4096, 3)), jnp.float32)
+    losses = jax.jit(lambda z: jaxce.cross_entropy(z / 3, jnp.argmax(z, -1), reduction="none"))(logits)
+    assert losses.min() >= 0
+
+
+def test_focal_derivatives_are_finite_at_any_confidence():
+    leads = jnp.array([0.0, 1, 10, 40, 70, 86, 90, 200, jnp.inf])
+    rows = jnp.zeros((9, 3)).at[:, 1:].set(-leads[:, None])
+    gammas = jnp.array([0.0, 0.1, 0.5, 1.0, 2.0])
+
+    def loss(z, gamma):
+        return jaxce.focal_loss(z, jnp.array(0), gamma=gamma)
+
+    def orders(z, gamma):
+        return loss(z, gamma), jax.grad(loss, (0, 1))(z, gamma), jax.hessian(loss)(z, gamma)
+
+    everywhere = jax.jit(jax.vmap(jax.vmap(orders, (0, None)), (None, 0)))(rows, gammas)
+    assert all(bool(jnp.all(jnp.isfinite(result))) for result in jax.tree.leaves(everywhere))
+    behind = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(jnp.array([-200.0, 0, 0]), gammas)
+    np.testing.assert_allclose(behind, np.tile([-1, 0.5, 0.5], (5, 1)), rtol=1e-6)
+
+
+def test_focal_keeps_the_digits_of_small_losses(x64):
+    logits = jnp.array([[lead, 0.0, -1.0] for lead in (0.1, 1.0, 5.0, 15.0)])
+    exact = []
+    for row in np.asarray(logits):
+        nll = oracle.row(row, 0)[1]
+        exact.append(float((1 - mpmath.exp(-nll)) ** mpmath.mpf(0.5) * nll))
+    losses = jaxce.focal_loss(logits, jnp.zeros(4, jnp.int32), gamma=0.5, reduction="none")
+    np.testing.assert_allclose(losses, exact, rtol=1e-14)
+
+
+BINARY = [-np.inf, -1e3, -100.0, -20.0, -11.0, -1.0, 0.0, 1.0, 11.0, 20.0, 100.0, 1e3, np.inf]
+
+
+@pytest.mark.parametrize("pos_weight", [1.0, 3.0])
+@pytest.mark.parametrize("target", [0.0, 0.9, 1.0])
+def test_binary_cross_entropy_anywhere(target, pos_weight):
+    logits = jnp.array(BINARY)
+    targets = jnp.full(len(BINARY), target)
+
+    def loss(z, t):
+        return jaxce.binary_cross_entropy(z, t, pos_weight=pos_weight, reduction="none")
+
+    losses = loss(logits, targets)
+    gradients = jax.grad(lambda z: loss(z, targets).sum())(logits)
+    t = mpmath.mpf(float(np.float32(target)))
+    for z, value, gradient in zip(BINARY, np.asarray(losses), np.asarray(gradients), strict=True):
+        x = mpmath.mpf(z)
+        yes = mpmath.mpf(0) if t == 0 or x == mpmath.inf else pos_weight * t * mpmath.log1p(mpmath.exp(-x))
+        no = mpmath.mpf(0) if t == 1 or x == -mpmath.inf else (1 - t) * mpmath.log1p(mpmath.exp(x))
+        exact = yes + no
+        slope = (1 - t) / (1 + mpmath.exp(-x)) - pos_weight * t / (1 + mpmath.exp(x))
+        np.testing.assert_allclose(value, float(exact), rtol=2e-7, atol=1e-37, err_msg=f"{z}")
+        np.testing.assert_allclose(gradient, float(slope), rtol=3e-7, atol=1e-7 * (target not in (0, 1)) + 1e-37)
+
+
+def test_binary_focal_loss_anywhere():
+    logits, targets, gammas = jnp.meshgrid(jnp.array(BINARY[1:-1]), jnp.array([0, 0.9, 1]), jnp.array([0, 0.5, 2.0]))
+
+    def loss(z, t, gamma):
+        return jaxce.binary_focal_loss(z, t, gamma=gamma)
+
+    def orders(*arguments):
+        return loss(*arguments), jax.grad(loss, (0, 1, 2))(*arguments), jax.grad(jax.grad(loss))(*arguments)
+
+    everywhere = jax.jit(jax.vmap(orders))(logits.ravel(), targets.ravel(), gammas.ravel())
+    assert all(bool(jnp.all(jnp.isfinite(result))) for result in jax.tree.leaves(everywhere))
+    logits = jnp.array(BINARY)
+    np.testing.assert_allclose(
+        jaxce.binary_focal_loss(logits, jnp.ones_like(logits), gamma=0.0, reduction="none"),
+        jaxce.binary_cross_entropy(logits, jnp.ones_like(logits), reduction="none"),
+        rtol=1e-6,
+    )
+
+
+def test_means_accumulate_in_float32():
+    """2²⁰ rows of 0.1 in bfloat16 would sum to 32 in bfloat16, and a float16 sum would overflow."""
+    for dtype in (jnp.bfloat16, jnp.float16):
+        losses = jnp.full(2**20, 0.1, dtype)
+        np.testing.assert_allclose(jaxce.reduce_losses(losses), np.float32(losses[0]), rtol=1e-6)
+        np.testing.assert_allclose(
+            jaxce.mse_loss(losses, jnp.zeros_like(losses), reduction="sum"), float(losses[0]) ** 2 * 2**20, rtol=1e-6
+        )
+
+
+def test_distillation_is_zero_where_the_models_agree(rng):
+    logits = jnp.asarray(rng.normal(0, 4, (16, 100)), jnp.float32)
+    for temperature in (1.0, 2.0, 3.0):
+        losses = jaxce.distillation_loss(logits, logits, temperature=temperature, reduction="none")
+        np.testing.assert_array_equal(losses, 0)
+    gradient = jax.grad(jaxce.distillation_loss)(logits, logits)
+    np.testing.assert_allclose(gradient, 0, atol=1e-8)
