@@ -17,7 +17,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import xlogy
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -419,6 +418,8 @@ def kl_div(
 
 @functools.partial(jax.jit, static_argnames=("log_target", "by_batch", "reduction"), inline=True)
 def _kl_div(inputs, *, log_target, by_batch, reduction):
+    from jax.scipy.special import xlogy  # not part of `import jax`
+
     dtype = accumulator(inputs.values, inputs.targets)
     log_probs, target = inputs.values.astype(dtype), inputs.targets.astype(dtype)
     mass = jnp.exp(target) if log_target else target

@@ -10,10 +10,15 @@ import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 
-jax.config.update("jax_numpy_dtype_promotion", "strict")
-
 with install_import_hook(["jaxce._rule", "jaxce._rows"], "beartype.beartype"):
     import jaxce  # noqa: F401
+
+
+@pytest.fixture(autouse=True)
+def strict_dtypes():
+    """No array of the library changes its dtype unasked."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield
 
 
 @pytest.fixture

@@ -139,20 +139,17 @@ def _nothing():
 
 
 def _elementwise():
-    for key, factors in itertools.product(
-        ("S", "C", "NC"),
-        (
-            {},
-            {"weight": "weights"},
-            {"pos_weight": "pos_weight"},
-            {"pos_weight": "factor"},
-            {"weight": "class_weights"},
-            {"weight": "factor", "pos_weight": "pos_weight"},
-        ),
+    for key, factors in (
+        ("S", {}),
+        ("C", {}),
+        ("C", {"weight": "weights_C"}),
+        ("NC", {}),
+        ("NC", {"weight": "weights_NC"}),
+        ("NC", {"weight": "class_weights"}),
+        ("NC", {"pos_weight": "pos_weight"}),
+        ("NC", {"pos_weight": "factor"}),
+        ("NC", {"weight": "factor", "pos_weight": "pos_weight"}),
     ):
-        if key == "S" and factors and factors != {"weight": "weights"}:
-            continue
-        factors = {argument: f"weights_{key}" if name == "weights" else name for argument, name in factors.items()}
         arrays = {"input": f"logits_{key}", "target": f"probs_{key}"} | factors
         by = ("input", "target")
         yield from _reduced("binary", "binary_cross_entropy_with_logits", key, arrays, by, {}, elements=True)

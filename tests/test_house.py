@@ -1,0 +1,111 @@
+"""The order of the house: imports point one way, public names are documented, doctests exist, commands are stated once."""
+
+import ast
+import doctest
+import inspect
+from pathlib import Path
+
+import pytest
+
+import jaxce
+
+ROOT = Path(__file__).parent.parent
+ORDER = [
+    ["_types"],
+    ["_inputs", "_autodiff"],
+    ["_rows"],
+    ["_reduction", "_rule"],
+    ["_summary"],
+    ["_losses", "_scores", "_elementwise", "_distillation"],
+    ["torch"],
+    ["__init__"],
+]
+RANK = {module: rank for rank, modules in enumerate(ORDER) for module in modules}
+PUBLIC = {f"jaxce.{name}": getattr(jaxce, name) for name in jaxce.__all__ if name != "torch"} | {
+    f"jaxce.torch.{name}": getattr(jaxce.torch, name)
+    for name in vars(jaxce.torch)
+    if not name.startswith("_") and getattr(getattr(jaxce.torch, name), "__module__", "") == "jaxce.torch"
+}
+FUNCTIONS = {name: value for name, value in PUBLIC.items() if inspect.isfunction(value)}
+
+
+def _imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            yield from ([node.module] if node.module != "jaxce" else [f"jaxce.{name.name}" for name in node.names])
+        elif isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jaxce").glob("*.py")), ids=lambda path: path.stem)
+def test_imports_point_one_way(path):
+    for module in _imports(path):
+        parts = module.split(".")
+        assert parts[0] in {"jax", "jaxtyping", "jaxce", "numpy", *_standard_library()}, module
+        assert "_src" not in parts
+        if parts[0] == "jaxce":
+            assert RANK[parts[1]] < RANK[path.stem], f"{path.stem} imports {module}"
+
+
+def _standard_library():
+    return {"ast", "collections", "dataclasses", "functools", "operator", "re", "typing", "warnings"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jaxce").glob("*.py")), ids=lambda path: path.stem)
+def test_no_array_is_made_at_import(path):
+    for statement in ast.parse(path.read_text()).body:
+        if isinstance(statement, ast.Assign | ast.AnnAssign):
+            calls = [ast.unparse(node.func) for node in ast.walk(statement) if isinstance(node, ast.Call)]
+            assert not any(call.startswith(("jnp.", "jax.numpy.", "lax.")) for call in calls)
+
+
+def test_the_public_names_are_those_of_the_package():
+    assert jaxce.__all__ == sorted(jaxce.__all__)
+    assert len(FUNCTIONS) == len(PUBLIC) - 2  # MeanParts and Summary
+    assert {name.rpartition(".")[2] for name in FUNCTIONS if name.startswith("jaxce.torch")} == {
+        "binary_cross_entropy_with_logits",
+        "cross_entropy",
+        "kl_div",
+        "l1_loss",
+        "log_softmax",
+        "mse_loss",
+        "multi_margin_loss",
+        "nll_loss",
+        "softmax",
+    }
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_public_functions_have_every_section(name):
+    function = FUNCTIONS[name]
+    text = inspect.getdoc(function)
+    sections = ["Args:", "Returns:", "Raises:", "Example:"] + ["References:"] * (name not in NO_SOURCE)
+    positions = [text.find(f"\n{section}\n") for section in sections]
+    assert -1 not in positions, sections[positions.index(-1)]
+    assert positions == sorted(positions)
+    arguments = text[positions[0] : positions[1]]
+    for parameter in inspect.signature(function).parameters:
+        if not parameter.startswith("_"):
+            assert f"\n    {parameter}: " in arguments, parameter
+    assert text.splitlines()[0].endswith(".")
+
+
+NO_SOURCE = {"jaxce.summarize", "jaxce.reduce_losses"}  # their formula is all there is to them
+
+
+@pytest.mark.parametrize("name", [*FUNCTIONS, "jaxce.MeanParts"])
+def test_public_names_have_a_doctest(name):
+    assert sum(len(test.examples) for test in doctest.DocTestFinder().find(PUBLIC[name])) >= 3
+
+
+def test_readme_and_ci_run_the_same_test_command():
+    script = (ROOT / ".ci" / "run").read_text()
+    commands = [line for line in (ROOT / "README.md").read_text().splitlines() if "-m pytest" in line]
+    assert len(commands) == 1
+    assert commands[0].split(" && ")[-1].removeprefix(".venv/bin/") in script
+
+
+def test_support_is_stated_once():
+    readme = (ROOT / "README.md").read_text()
+    assert "3.11" not in readme
+    assert "0.10" not in readme

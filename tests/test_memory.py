@@ -1,0 +1,100 @@
+"""What the losses keep and what they need: compiled temporaries, saved residuals, and the memory of a real run."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import ShapeDtypeStruct
+from jax.ad_checkpoint import print_saved_residuals
+
+import jaxce
+
+N, C = 8192, 32768
+F32 = jnp.float32
+SHAPES = {
+    "labels": ShapeDtypeStruct((N,), jnp.int32),
+    "distribution": ShapeDtypeStruct((N, C), F32),
+    "class_weights": ShapeDtypeStruct((C,), F32),
+    "weights": ShapeDtypeStruct((N,), F32),
+    "where": ShapeDtypeStruct((N,), jnp.bool_),
+}
+
+# by name: which arrays the call takes beside the logits, and the call
+CALLS = {
+    "labels": (("labels",), lambda z, y: jaxce.cross_entropy(z, y)),
+    "labels, all options": (
+        ("labels", "class_weights"),
+        lambda z, y, w: jaxce.cross_entropy(
+            z, y, class_weights=w, ignore_index=-100, label_smoothing=0.1, z_loss=1e-4
+        ),
+    ),
+    "labels, all options and row weights": (
+        ("labels", "class_weights", "weights", "where"),
+        lambda z, y, w, v, c: jaxce.cross_entropy(
+            z, y, class_weights=w, weights=v, where=c, ignore_index=-100, label_smoothing=0.1, z_loss=1e-4
+        ),
+    ),
+    "distribution": (("distribution",), lambda z, q: jaxce.cross_entropy(z, q)),
+    "distribution, all options": (
+        ("distribution", "class_weights", "weights", "where"),
+        lambda z, q, w, v, c: jaxce.cross_entropy(
+            z, q, class_weights=w, weights=v, where=c, label_smoothing=0.1, z_loss=1e-4
+        ),
+    ),
+    "focal loss": (("labels", "where"), lambda z, y, c: jaxce.focal_loss(z, y, where=c)),
+}
+
+
+def _temporaries(call, dtype):
+    names, loss = CALLS[call]
+    logits = ShapeDtypeStruct((N, C), dtype)
+    compiled = jax.jit(jax.value_and_grad(loss)).lower(logits, *(SHAPES[name] for name in names)).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("call", CALLS)
+def test_temporaries_of_value_and_gradient_on_the_cpu(call, dtype):
+    assert _temporaries(call, dtype) <= 0.01 * N * C * jnp.dtype(dtype).itemsize
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_no_second_residual_over_the_classes(call, capsys):
+    names, loss = CALLS[call]
+    print_saved_residuals(loss, ShapeDtypeStruct((N, C), jnp.bfloat16), *(SHAPES[name] for name in names))
+    saved = [line for line in capsys.readouterr().out.splitlines() if f"[{N},{C}]" in line]
+    arguments = 1 + ("distribution" in names)
+    assert len(saved) == arguments
+    assert all("from the argument" in line for line in saved)
+
+
+CHILD = """
+import resource
+import jax
+import jax.numpy as jnp
+import jaxce
+
+N, C = 8192, 32768
+logits = jax.jit(lambda: (jax.lax.broadcasted_iota(jnp.float32, (N, C), 1) * 0.37) % 5)().block_until_ready()
+labels, class_weights = jnp.arange(N) % C, jnp.ones(C)
+
+def loss(z):
+    return jaxce.cross_entropy(
+        z, labels, class_weights=class_weights, ignore_index=7, label_smoothing=0.1, z_loss=1e-4
+    )
+
+step = jax.jit(jax.value_and_grad(loss)).lower(logits).compile()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+jax.block_until_ready(step(logits))
+print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / logits.nbytes)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss counts KiB on Linux only")
+def test_memory_of_a_real_run():
+    """The gradient is one logits' worth; beside it a run takes 1 % (and the allocator's grains)."""
+    grown = float(subprocess.run([sys.executable, "-c", CHILD], check=True, capture_output=True, text=True).stdout)
+    print(f"resident memory grew by {grown:.4f} of the logits")
+    assert 0.95 < grown < 1.02
