@@ -65,6 +65,8 @@ def check_classes(
     logits = check_floating(name, logits)
     axis = check_axis(axis, name, logits.shape)
     num_classes = logits.shape[axis]
+    if num_classes == 0:
+        raise ValueError(f"`{name}` must have at least one class; got shape {logits.shape} with class axis {axis}.")
     rows = logits.shape[:axis] + logits.shape[axis + 1 :]
     targets = as_array("targets", targets)
     _check_target_dtype(targets, logits.shape, rows, name, labels_only)
@@ -231,10 +233,7 @@ def check_axis(axis: Any, name: str, shape: tuple[int, ...]) -> int:
         raise ValueError(f"`{name}` must have a class axis; got shape ().")
     if not -len(shape) <= axis < len(shape):
         raise ValueError(f"`axis` must be in [{-len(shape)}, {len(shape)}) for `{name}` of shape {shape}; got {axis}.")
-    axis %= len(shape)
-    if shape[axis] == 0:
-        raise ValueError(f"`{name}` must have at least one class; got shape {shape} with class axis {axis}.")
-    return axis
+    return axis % len(shape)
 
 
 def _check_target_dtype(

@@ -48,21 +48,23 @@ _NAMES = {
     "weights": "weight",
     "axis": "dim",
 }
+_OPTIONS_OF_JAXCE = re.compile(r"`where`|\bdim=|ignore_index=|Weights of rows")
 
 
 def _speaks_torch(function):
-    """Renames the arguments in error messages to what the caller wrote."""
+    """Words the errors in the arguments of PyTorch, and leaves out advice that only `jaxce` itself can follow."""
 
     @functools.wraps(function)
     def wrapper(*args, **kwargs):
         try:
             return function(*args, **kwargs)
         except (TypeError, ValueError) as error:
-            pattern = r"(?<=`)(?:{0})(?=`)|\b(?:{0})(?=\.)".format("|".join(_NAMES))
-            renamed = re.sub(pattern, lambda match: _NAMES[match[0]], str(error))
-            if renamed == str(error):
+            if not str(error).startswith("`"):
                 raise
-            raise type(error)(renamed) from None
+            words = re.sub(r"\b({})\b".format("|".join(_NAMES)), lambda match: _NAMES[match[0]], str(error))
+            fact, *advice = re.split(r"(?<=[.?]) (?=[A-Z])", words)
+            advice = [sentence for sentence in advice if not _OPTIONS_OF_JAXCE.search(sentence)]
+            raise type(error)(" ".join([fact, *advice])) from None
 
     return wrapper
 
@@ -410,8 +412,11 @@ def kl_div(
     References:
         https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.kl_div.html
     """
-    by_batch = reduction == "batchmean" and size_average is None and reduce is None
-    how = "sum" if by_batch else _check_reduction(reduction, size_average, reduce)
+    by_batch = reduction == "batchmean"
+    if by_batch and size_average is None and reduce is None:
+        how = "sum"
+    else:
+        how = _check_reduction(reduction, size_average, reduce, names=("none", "mean", "sum", "batchmean"))
     inputs = check_elements("predictions", input, target, None, None)
     return _kl_div(inputs, log_target=bool(log_target), by_batch=by_batch, reduction=how)
 
@@ -425,9 +430,8 @@ def _kl_div(inputs, *, log_target, by_batch, reduction):
     mass = jnp.exp(target) if log_target else target
     negative_entropy = mass * jnp.maximum(target, jnp.finfo(dtype).min) if log_target else xlogy(target, target)
     losses = negative_entropy - mass * jnp.where((mass == 0) & jnp.isneginf(log_probs), 0, log_probs)
-    if by_batch:
-        return jnp.sum(losses) / (losses.shape[0] if losses.ndim else 1)
-    return reduce_rows(losses, None, reduction=reduction)
+    size = losses.shape[0] if by_batch and losses.ndim else 1
+    return reduce_rows(losses / size, None, reduction=reduction)
 
 
 @_speaks_torch
@@ -496,7 +500,7 @@ def log_softmax(
 
 def _along(function, input, dim, stacklevel, dtype):
     """Calls a softmax along `dim`."""
-    input = check_floating("logits", input)
+    input = check_floating("logits", input) if dtype is None else as_array("logits", input)
     if dim is None:
         dim = 0 if input.ndim in (0, 1, 3) else 1
         warnings.warn(
@@ -517,11 +521,16 @@ def _class_axis(input: Any) -> int:
     return min(np.ndim(input) - 1, 1) if np.ndim(input) else 0
 
 
-def _check_reduction(reduction: str, size_average: bool | None, reduce: bool | None) -> str:
+def _check_reduction(
+    reduction: str,
+    size_average: bool | None,
+    reduce: bool | None,
+    names: tuple[str, ...] = ("none", "mean", "sum"),
+) -> str:
     """The name of the reduction here: "ratio" is the mean that is NaN over nothing."""
+    if reduction not in names:
+        raise ValueError(f"`reduction` must be {', '.join(map(repr, names[:-1]))} or {names[-1]!r}; got {reduction!r}.")
     if size_average is not None or reduce is not None:
         by_flags = "sum" if size_average is False else "mean"
         reduction = "none" if reduce is False else by_flags
-    if reduction not in ("none", "mean", "sum"):
-        raise ValueError(f"`reduction` must be 'none', 'mean' or 'sum'; got {reduction!r}.")
     return "ratio" if reduction == "mean" else reduction

@@ -226,8 +226,7 @@ CASES = {
     "PyTorch's names": (
         lambda: jaxce.torch.cross_entropy(LOGITS, LABELS, weight=jnp.ones(8)),
         ValueError,
-        "`weight` must have shape (10,), one weight for each class along axis 1 of `input`; got (8,). Weights of rows go "
-        "into `weight`.",
+        "`weight` must have shape (10,), one weight for each class along dim 1 of `input`; got (8,).",
     ),
 }
 

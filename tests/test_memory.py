@@ -26,9 +26,7 @@ CALLS = {
     "labels": (("labels",), lambda z, y: jaxce.cross_entropy(z, y)),
     "labels, all options": (
         ("labels", "class_weights"),
-        lambda z, y, w: jaxce.cross_entropy(
-            z, y, class_weights=w, ignore_index=-100, label_smoothing=0.1, z_loss=1e-4
-        ),
+        lambda z, y, w: jaxce.cross_entropy(z, y, class_weights=w, ignore_index=-100, label_smoothing=0.1, z_loss=1e-4),
     ),
     "labels, all options and row weights": (
         ("labels", "class_weights", "weights", "where"),

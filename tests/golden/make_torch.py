@@ -161,15 +161,13 @@ def _elementwise():
         arrays = {"input": f"log_probs_{key}", "target": target}
         options = {"log_target": log_target}
         yield from _reduced("divergence", "kl_div", key, arrays, tuple(arrays), options, elements=True)
-        name = f"kl_div-{key}-log_target={log_target}-batchmean"
-        yield Case("divergence", name, "kl_div", arrays, tuple(arrays), options | {"reduction": "batchmean"}, None)
     arrays = {"input": "log_probs_NC", "target": "hard_NC"}
     yield from _reduced("divergence", "kl_div", "NC", arrays, ("input",), {}, elements=True)
 
 
 def _reduced(group, loss, key, arrays, by, options, *, elements=False):
     """The case in every reduction; the rows' cotangent is not uniform."""
-    for reduction in REDUCTIONS:
+    for reduction in (*REDUCTIONS, "batchmean") if loss == "kl_div" else REDUCTIONS:
         words = [loss, *arrays.values(), *(f"{name}={value}" for name, value in options.items()), reduction]
         cotangent = f"{'cotangent' if elements else 'row_cotangent'}_{key}" if reduction == "none" else None
         yield Case(group, "-".join(words), loss, arrays, by, options | {"reduction": reduction}, cotangent)
