@@ -313,7 +313,7 @@ def _check_label_values(targets: Any, num_classes: int, where: Any, ignore_index
     if wrong.any():
         position = tuple(int(i) for i in np.argwhere(wrong)[0])
         label = int(targets[position])
-        hint = f" If {label} marks rows to leave out, pass ignore_index={label}." if ignore_index is None else ""
+        hint = f" If {label} marks rows to leave out, pass where=targets != {label}." if ignore_index is None else ""
         raise ValueError(
             f"`targets` must be class indices in [0, {num_classes}); got {label} at position {position}.{hint}"
         )

@@ -48,7 +48,7 @@ _NAMES = {
     "weights": "weight",
     "axis": "dim",
 }
-_OPTIONS_OF_JAXCE = re.compile(r"`where`|\bdim=|ignore_index=|Weights of rows")
+_OPTIONS_OF_JAXCE = re.compile(r"`where`|where=|\bdim=|Weights of rows")
 
 
 def _speaks_torch(function):
@@ -430,8 +430,8 @@ def _kl_div(inputs, *, log_target, by_batch, reduction):
     mass = jnp.exp(target) if log_target else target
     negative_entropy = mass * jnp.maximum(target, jnp.finfo(dtype).min) if log_target else xlogy(target, target)
     losses = negative_entropy - mass * jnp.where((mass == 0) & jnp.isneginf(log_probs), 0, log_probs)
-    size = losses.shape[0] if by_batch and losses.ndim else 1
-    return reduce_rows(losses / size, None, reduction=reduction)
+    reduced: Any = reduce_rows(losses, None, reduction=reduction)
+    return reduced / losses.shape[0] if by_batch and losses.ndim else reduced
 
 
 @_speaks_torch

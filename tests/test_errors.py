@@ -119,7 +119,7 @@ CASES = {
         _ce(LOGITS, np.array([0, 1, 2, 3, -100, 5, 6, 7])),
         ValueError,
         "`targets` must be class indices in [0, 10); got -100 at position (4,). If -100 marks rows to leave out, pass "
-        "ignore_index=-100.",
+        "where=targets != -100.",
     ),
     "smoothing above 1": (
         _ce(LOGITS, LABELS, label_smoothing=1.5),

@@ -1,4 +1,4 @@
-"""The order of the house: imports point one way, public names are documented, doctests exist, commands are stated once."""
+"""The order of the house: imports point one way, public names are documented, commands are stated once."""
 
 import ast
 import doctest

@@ -125,6 +125,13 @@ def test_float16_with_200_000_classes():
     np.testing.assert_allclose(gradient[1, -1].astype(float), -0.5, rtol=1e-3)
 
 
+def test_more_classes_than_float32_can_number():
+    logits = jnp.zeros(2**24 + 2).at[2**24].set(20)
+    np.testing.assert_allclose(
+        jaxce.cross_entropy(logits, jnp.array(2**24 + 1)), np.log(2**24 + 1 + np.exp(20)), rtol=1e-6
+    )
+
+
 def test_second_order_at_ties(x64):
     for logits in ([0.0, 0, 0, 0], [2.0, 2, -1, 0], [1.0, 3, 3, 3]):
         exact = np.array(oracle.nll_hessian(logits), float)
