@@ -250,14 +250,14 @@ def _focal(nll: PerRow, gamma) -> PerRow:
     As it stands, the second derivative meets nll^(γ−2), which overflows for a confident row. Near zero it is therefore
     written nll^(1+γ) φ^γ with φ = (1 − exp(−nll)) / nll = 1 − nll/2 (1 − nll/3 (1 − …)), smooth at 0.
     """
-    near = nll < 0.5
+    near = nll < 0.25
     is_near = near & (nll > 0)
-    small = jnp.where(is_near, nll, 0.5)
+    small = jnp.where(is_near, nll, 0.25)
     ratio = jnp.ones_like(small)
-    for order in range(16, 1, -1):
+    for order in range(13, 1, -1):
         ratio = 1 - small / order * ratio
     near_loss = jnp.where(is_near, jnp.power(small, 1 + gamma) * jnp.power(ratio, gamma), 0)
-    large = jnp.where(near, 0.5, nll)
+    large = jnp.where(near, 0.25, nll)
     miss = -jnp.expm1(-jnp.where(large < 100, large, 100))  # 1 − p; of an infinite nll no derivative
     return jnp.where(near, near_loss, jnp.power(miss, gamma) * large)
 

@@ -195,12 +195,13 @@ def multi_margin_loss_core(inputs, margin, *, p, reduction):
     """The jitted half of `multi_margin_loss`."""
     rows = read_classes(inputs)
     counts, valid = (None if mask is None else mask[..., None] for mask in (rows.counts, rows.valid))
-    # The hinge would swallow a NaN of the losses on its way back: wrong labels are loud in the scores.
+    # Wrong labels are loud on both sides of the hinge, which swallows a NaN in either direction.
     rows = rows._replace(logits=loud(valid, silence(counts, rows.logits.astype(rows.dtype))))
     num_classes = rows.logits.shape[-1]
     shortfall = jax.nn.relu(margin.astype(rows.dtype) - _at_label(rows)[..., None] + rows.logits)
     is_other = jnp.arange(num_classes, dtype=rows.targets.dtype) != rows.targets[..., None]
-    losses = silence(rows.counts, jnp.sum(jnp.where(is_other, shortfall**p, 0), axis=-1) / num_classes)
+    losses = jnp.sum(jnp.where(is_other, shortfall**p, 0), axis=-1) / num_classes
+    losses = loud(rows.valid, silence(rows.counts, losses))
     if rows.label_weights is not None:
         losses *= rows.label_weights
     return reduce_rows(losses, rows.counts, rows.weights, reduction=reduction)

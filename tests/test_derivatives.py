@@ -248,13 +248,24 @@ def test_every_mode_agrees_with_the_plain_formula(name, x64):
     points = jnp.stack([x, x * 1.01])
     directions = jnp.asarray(RNG.normal(size=points.shape))
     expected = jax.jit(jax.vmap(_all_modes(reference)))(points, directions)
-    one = jax.jit(_all_modes(loss))(points[0], directions[0])
-    many = jax.jit(jax.vmap(_all_modes(loss)))(points, directions)
+    results = jax.jit(jax.vmap(_all_modes(loss)))(points, directions)
     for mode in expected:
-        np.testing.assert_allclose(one[mode], expected[mode][0], rtol=1e-9, atol=1e-10, err_msg=f"jit: {mode}")
-        np.testing.assert_allclose(many[mode], expected[mode], rtol=1e-9, atol=1e-10, err_msg=f"vmap: {mode}")
-    values = [one[mode] for mode in one if mode.startswith("value ")]
-    np.testing.assert_allclose(values, one["value"], rtol=1e-14)
+        np.testing.assert_allclose(results[mode], expected[mode], rtol=1e-9, atol=1e-10, err_msg=mode)
+    for mode in results:
+        if mode.startswith("value "):
+            np.testing.assert_allclose(results[mode], results["value"], rtol=1e-14, err_msg=mode)
+
+
+JITTED_ALONE = ["cross_entropy with options", "cross_entropy of distributions", "distillation_loss"]
+
+
+@pytest.mark.parametrize("name", JITTED_ALONE)
+def test_every_mode_works_without_vmap(name, x64):
+    x, loss, reference = _flat(CASES[name])
+    v = jnp.asarray(RNG.normal(size=x.shape))
+    expected = jax.jit(_all_modes(reference))(x, v)
+    for mode, result in jax.jit(_all_modes(loss))(x, v).items():
+        np.testing.assert_allclose(result, expected[mode], rtol=1e-9, atol=1e-10, err_msg=mode)
 
 
 @pytest.mark.parametrize("name", ["cross_entropy with options", "binary_focal_loss"])
