@@ -106,12 +106,16 @@ def _rule_forward(row: Row) -> tuple[_Numbers, _Residuals]:
 
 
 def _rule_backward(residuals: _Residuals, cotangents: _Numbers) -> tuple[Row]:
-    row, log_sum, mass, vector_mass = _recompute_from(residuals)
+    row, log_sum, mass, vector_mass = residuals
     dtype = row.maximum.dtype
+    logits, maximum = row.logits, row.maximum
+    if row.target.ndim == 0 and logits.dtype != dtype:
+        # XLA:CPU would keep the forward pass's exp, in float32, for this one. Computing it again costs less.
+        logits, maximum, log_sum = lax.optimization_barrier((logits, maximum, log_sum))
     maximum, log_sum, mass, vector_mass = (
-        silence(row.counts, number) for number in (row.maximum, log_sum, mass, vector_mass)
+        silence(row.counts, number) for number in (maximum, log_sum, mass, vector_mass)
     )
-    z = silence(row.counts, row.logits.astype(dtype))
+    z = silence(row.counts, logits.astype(dtype))
 
     e = jnp.exp(z - maximum)
     p = e * jnp.exp(-log_sum)
@@ -146,21 +150,6 @@ def _rule_backward(residuals: _Residuals, cotangents: _Numbers) -> tuple[Row]:
             maximum=None,
         ),
     )
-
-
-def _recompute_from(residuals: _Residuals) -> _Residuals:
-    """Residuals that XLA:CPU can't trace to the forward pass, whose exp it would keep in float32 for the backward pass.
-
-    Computing it again costs less than the memory. Not so for labels and plain float32 logits, where the exp can wait in
-    the buffer of the gradient.
-    """
-    row = residuals.row
-    if row.target.ndim:
-        return lax.optimization_barrier(residuals)
-    if row.class_vector is None and row.logits.dtype == row.maximum.dtype:
-        return residuals
-    logits, maximum, log_sum = lax.optimization_barrier((row.logits, row.maximum, residuals.log_sum))
-    return residuals._replace(row=row._replace(logits=logits, maximum=maximum), log_sum=log_sum)
 
 
 _rule.defvjp(_rule_forward, _rule_backward)
