@@ -61,10 +61,12 @@ class Slice(NamedTuple):
     target: "_Moment"
     vector: "_Moment | None"
 
-    def numbers(self) -> "_Numbers":
+    def numbers(self, *, has_label: bool) -> "_Numbers":
         """What the sums say of a row, once they are over all of its classes."""
+        nll = self.target.distance(self.log_sum)
         spread = None if self.vector is None else self.vector.distance(self.log_sum)
-        return _Numbers(self.log_sum, self.target.distance(self.log_sum), spread, self.target.mass)
+        lead, mass = (self.target.excess, None) if has_label else (None, self.target.mass)
+        return _Numbers(self.log_sum, nll, spread, lead, mass)
 
 
 class _Moment(NamedTuple):
@@ -79,54 +81,59 @@ class _Moment(NamedTuple):
 
 
 class _Numbers(NamedTuple):
-    """The outputs of the rule; T is among them to spare the backward pass another sum over the target."""
+    """The outputs of the rule; the last two are for its own backward pass.
+
+    `lead` is how far the maximum leads a label, m − z_y: with it the gradient at the label is as exact as the loss,
+    even if z is computed anew, to another last bit, by every fusion that reads it. `mass` is the T of a distribution.
+    """
 
     log_sum: _Number
     nll: _Number
     spread: _Number | None
-    mass: _Number
+    lead: _Number | None
+    mass: _Number | None
 
 
 class _Residuals(NamedTuple):
     row: Row
-    log_sum: _Number
-    mass: _Number
+    numbers: _Numbers
     vector_mass: _Number | None
 
 
 @jax.custom_vjp
 def _rule(row: Row) -> _Numbers:
-    return slice_row(row).numbers()
+    return slice_row(row).numbers(has_label=row.target.ndim == 0)
 
 
 def _rule_forward(row: Row) -> tuple[_Numbers, _Residuals]:
     numbers = measure(row)  # the lifted rule, so that a second derivative meets the rule again
     vector_mass = None if row.class_vector is None else jnp.sum(row.class_vector)
-    return numbers, _Residuals(row, numbers.log_sum, numbers.mass, vector_mass)
+    return numbers, _Residuals(row, numbers, vector_mass)
 
 
-def _rule_backward(residuals: _Residuals, cotangents: _Numbers) -> tuple[Row]:
-    row, log_sum, mass, vector_mass = residuals
+def _rule_backward(residuals: _Residuals, cotangents) -> tuple[Row]:
+    row, (log_sum, _, _, lead, mass), vector_mass = residuals
     dtype = row.maximum.dtype
     logits, maximum = row.logits, row.maximum
     if row.target.ndim == 0 and logits.dtype != dtype:
         # XLA:CPU would keep the forward pass's exp, in float32, for this one. Computing it again costs less.
         logits, maximum, log_sum = lax.optimization_barrier((logits, maximum, log_sum))
-    maximum, log_sum, mass, vector_mass = (
-        silence(row.counts, number) for number in (maximum, log_sum, mass, vector_mass)
+    maximum, log_sum, lead, mass, vector_mass = (
+        silence(row.counts, number) for number in (maximum, log_sum, lead, mass, vector_mass)
     )
     z = silence(row.counts, logits.astype(dtype))
 
     e = jnp.exp(z - maximum)
-    p = e * jnp.exp(-log_sum)
-    p_minus_1 = e * jnp.expm1(-log_sum) + (e - 1)
+    p, p_minus_1 = _softmax(e, log_sum)
     distance = (maximum - z) + log_sum
 
     d_target = d_target_weights = d_class_vector = None
-    d_log_sum, d_nll, d_spread, d_mass = cotangents
+    d_log_sum, d_nll, d_spread, d_lead, d_mass = cotangents
     if row.target.ndim == 0:
         on_target = jnp.arange(z.shape[0], dtype=row.target.dtype) == row.target
-        d_logits = jnp.where(on_target, d_log_sum * p + d_nll * p_minus_1, (d_log_sum + d_nll) * p)
+        p_target, p_target_minus_1 = _softmax(jnp.exp(-lead), log_sum)
+        d_on_target = d_log_sum * p_target + d_nll * p_target_minus_1 - d_lead
+        d_logits = jnp.where(on_target, d_on_target, (d_log_sum + d_nll) * p)
     else:
         row = row._replace(target=silence(row.counts, row.target))
         target = _effective_target(row, dtype)
@@ -150,6 +157,11 @@ def _rule_backward(residuals: _Residuals, cotangents: _Numbers) -> tuple[Row]:
             maximum=None,
         ),
     )
+
+
+def _softmax(e, log_sum):
+    """The softmax p, and p − 1 without taking the difference."""
+    return e * jnp.exp(-log_sum), e * jnp.expm1(-log_sum) + (e - 1)
 
 
 _rule.defvjp(_rule_forward, _rule_backward)

@@ -160,6 +160,23 @@ def test_logits_that_are_computed_anew_in_every_fusion(x64):
             np.testing.assert_allclose(jax.jit(jax.vmap(loss))(temperatures), expected, rtol=tolerance)
 
 
+def test_confident_rows_that_are_computed_anew():
+    """tanh, scaling and casts are fused into every reader of the logits: the gradient at the label stays exact."""
+    rng = np.random.default_rng(0)
+    inputs = jnp.asarray(rng.normal(0, 0.3, (64, 5)) + 40 * np.eye(5)[np.arange(64) % 5] / 30, jnp.float32)
+    labels = jnp.arange(64) % 5
+    for logits_of in (lambda x: 30 * jnp.tanh(x), lambda x: x * 29.7 + 0.3, lambda x: x / 0.037):
+        logits = logits_of(inputs)
+        fused = jax.jit(jax.grad(lambda z, f=logits_of: jaxce.cross_entropy(f(z), labels, reduction="sum")))(inputs)
+        slope = jax.grad(lambda x, f=logits_of: f(x).sum())(inputs)
+        apart = jax.grad(lambda z: jaxce.cross_entropy(z, labels, reduction="sum"))(logits) * slope
+        confident = np.asarray(jax.nn.softmax(logits)[jnp.arange(64), labels] > 0.999)
+        assert confident.sum() > 20
+        np.testing.assert_allclose(
+            fused[jnp.arange(64), labels][confident], apart[jnp.arange(64), labels][confident], rtol=2e-5
+        )
+
+
 def test_losses_of_labels_are_never_negative(rng):
     logits = jnp.asarray(rng.normal(0, 30, (4096, 3)), jnp.float32)
     losses = jax.jit(lambda z: jaxce.cross_entropy(z / 3, jnp.argmax(z, -1), reduction="none"))(logits)

@@ -230,7 +230,9 @@ def _compare_samples(name, samples, rng):
 def _op(name, variant=""):
     pytest.importorskip("torch")
     pytest.importorskip("expecttest")  # PyTorch's samples need it
-    from torch.testing._internal.common_methods_invocations import op_db
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ImportWarning)  # PyTorch would like hypothesis for tests of its own
+        from torch.testing._internal.common_methods_invocations import op_db
 
     full_name = name if name in SOFTMAXES else f"nn.functional.{name}"
     return next(op for op in op_db if op.name == full_name and op.variant_test_name == variant)
