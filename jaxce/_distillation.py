@@ -88,9 +88,8 @@ def distillation_loss(
 def _distillation_loss(inputs, temperature, *, reduction):
     rows = read_classes(inputs)
     temperature = temperature.astype(rows.dtype)
-    counts = None if rows.counts is None else rows.counts[..., None]
     student, teacher = (
-        silence(counts, logits.astype(rows.dtype)) / temperature for logits in (rows.logits, rows.targets)
+        silence(rows.counts, logits.astype(rows.dtype)) / temperature for logits in (rows.logits, rows.targets)
     )
     rows = rows._replace(targets=jax.nn.softmax(teacher))
     cross = summarize_rows(rows._replace(logits=student)).nll

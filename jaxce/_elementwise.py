@@ -7,9 +7,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxce._inputs import ElementInputs, check_broadcast, check_elements, check_reduction, check_scalar, present
+from jaxce._inputs import (
+    ElementInputs,
+    accumulator,
+    check_broadcast,
+    check_elements,
+    check_reduction,
+    check_scalar,
+    present,
+)
 from jaxce._reduction import MeanParts, reduce_rows
-from jaxce._rows import accumulator, silence
+from jaxce._rows import silence
 from jaxce._types import (
     ElementMask,
     Elements,

@@ -18,12 +18,46 @@ from jaxce._types import Reduction
 
 @partial(
     jax.tree_util.register_dataclass,
+    data_fields=["hidden", "kernel", "bias", "softcap", "temperature"],
+    meta_fields=["block_bytes"],
+)
+@dataclass(frozen=True)
+class Head:
+    """Logits that nobody holds: softcap · tanh((hidden · kernel + bias) / softcap) / temperature.
+
+    It stands where an array of logits would: hidden (..., D), kernel (D, V), bias (V,), the others scalars; all but the
+    first two may be None. `block_bytes` is what one block of the logits may take in float32.
+    """
+
+    hidden: Any
+    kernel: Any
+    bias: Any = None
+    softcap: Any = None
+    temperature: Any = None
+    block_bytes: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the logits."""
+        return (*self.hidden.shape[:-1], self.kernel.shape[-1])
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the logits."""
+        return accumulator(self.hidden, self.kernel, self.bias)
+
+
+@partial(
+    jax.tree_util.register_dataclass,
     data_fields=["logits", "targets", "weights", "class_weights", "where"],
     meta_fields=["axis", "ignore_index"],
 )
 @dataclass(frozen=True)
 class ClassInputs:
-    """Checked arguments of a loss over classes, on their way into `jit`; `axis` is not negative."""
+    """Checked arguments of a loss over classes, on their way into `jit`; `axis` is not negative.
+
+    The logits, and a teacher's that stand in `targets`, are an array or a `Head`.
+    """
 
     logits: Any
     targets: Any
@@ -59,10 +93,10 @@ def check_classes(
 ) -> ClassInputs:
     """Checks the arguments that losses over classes share.
 
-    `labels_only` is the name of a loss that is defined for class indices alone, `name` what the caller calls the
-    logits.
+    `logits` may be a checked `Head`. `labels_only` is the name of a loss that is defined for class indices alone, `name`
+    what the caller calls the logits.
     """
-    logits = check_floating(name, logits)
+    logits = logits if isinstance(logits, Head) else check_floating(name, logits)
     axis = check_axis(axis, name, logits.shape)
     num_classes = logits.shape[axis]
     if num_classes == 0:
@@ -92,8 +126,9 @@ def check_classes(
 
 def check_teacher(logits: Any, teacher_logits: Any, axis: int, weights: Any, where: Any) -> ClassInputs:
     """Checks the arguments of a loss whose targets are logits themselves."""
-    logits = check_floating("logits", logits)
-    teacher_logits = check_floating("teacher_logits", teacher_logits)
+    if not isinstance(logits, Head):
+        logits = check_floating("logits", logits)
+        teacher_logits = check_floating("teacher_logits", teacher_logits)
     if teacher_logits.shape != logits.shape:
         raise ValueError(
             f"`teacher_logits` must have the shape of `logits`, {logits.shape}; got {teacher_logits.shape}. "
@@ -102,6 +137,44 @@ def check_teacher(logits: Any, teacher_logits: Any, axis: int, weights: Any, whe
     axis = check_axis(axis, "logits", logits.shape)
     weights, where = check_weights_and_mask(weights, where, logits.shape[:axis] + logits.shape[axis + 1 :])
     return ClassInputs(logits, teacher_logits, weights, None, where, axis, None)
+
+
+def check_head(
+    hidden: Any, kernel: Any, bias: Any, softcap: Any, block_bytes: int | None = None, *, prefix: str = ""
+) -> Head:
+    """Checks the arguments of a linear head. `prefix` is what the names of the first four begin with."""
+    hidden_name, kernel_name, bias_name = f"{prefix}hidden", f"{prefix}kernel", f"{prefix}bias"
+    hidden, kernel = check_floating(hidden_name, hidden), check_floating(kernel_name, kernel)
+    if hidden.ndim == 0:
+        raise ValueError(f"`{hidden_name}` must have shape (..., D), features last; got shape ().")
+    width = hidden.shape[-1]
+    if kernel.ndim != 2 or kernel.shape[0] != width:
+        hint = f" Is it (V, D)? Pass {kernel_name}.T." if kernel.ndim == 2 and kernel.shape[1] == width else ""
+        raise ValueError(
+            f"`{kernel_name}` must have shape ({width}, V), the features of `{hidden_name}` first and the classes last; "
+            f"got {kernel.shape} with `{hidden_name}` of shape {hidden.shape}.{hint}"
+        )
+    if bias is not None:
+        bias = check_floating(bias_name, bias)
+        if bias.shape != kernel.shape[1:]:
+            raise ValueError(
+                f"`{bias_name}` must have shape {kernel.shape[1:]}, one number for each class; got {bias.shape}."
+            )
+    if softcap is not None:
+        softcap = check_scalar(f"{prefix}softcap", softcap, low=0, open_low=True)
+    if block_bytes is not None:
+        block_bytes = _check_integer("block_bytes", block_bytes)
+        if block_bytes <= 0:
+            raise ValueError(f"`block_bytes` must be positive; got {block_bytes}.")
+    return Head(hidden, kernel, bias, softcap, block_bytes=block_bytes)
+
+
+def check_recompute(recompute: Any) -> None:
+    """Checks the choice of a backward pass."""
+    if not (recompute is None or isinstance(recompute, bool)):
+        raise TypeError(
+            f"`recompute` must be True, False or None, known when the function is traced; got {recompute!r}."
+        )
 
 
 def check_class_vector(name: str, vector: Any, num_classes: int) -> Any:
@@ -202,6 +275,12 @@ def as_array(name: str, value: Any) -> Any:
         f"`{name}` must be a jax.Array or a NumPy array; got {kind.__module__}.{kind.__qualname__}. "
         f"Wrap it: jnp.asarray({name})."
     )
+
+
+def accumulator(*arrays: Any) -> Any:
+    """The dtype of the arithmetic: float64 where any input has it, else float32."""
+    is_double = any(array is not None and jnp.result_type(array.dtype) == jnp.float64 for array in arrays)
+    return jnp.float64 if is_double else jnp.float32
 
 
 def check_floating(name: str, value: Any) -> Any:

@@ -4,7 +4,7 @@ Their derivatives are plain autodiff above the rule of `_summary`.
 """
 
 from functools import partial
-from typing import Unpack, overload
+from typing import Any, NamedTuple, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from jaxce._inputs import check_classes, check_reduction, check_scalar, present
 from jaxce._reduction import MeanParts, reduce_rows
-from jaxce._rows import read_classes
+from jaxce._rows import Rows, read_classes
 from jaxce._summary import summarize_rows
 from jaxce._types import (
     ClassOptions,
@@ -28,8 +28,6 @@ from jaxce._types import (
     ToArray,
     ToParts,
 )
-
-_core = partial(jax.jit, static_argnames="reduction", inline=True)
 
 
 @overload
@@ -130,29 +128,40 @@ def cross_entropy(
     label_smoothing = check_scalar("label_smoothing", label_smoothing, low=0, high=1)
     z_loss = check_scalar("z_loss", z_loss, low=0)
     check_reduction(reduction)
-    return cross_entropy_core(inputs, present(label_smoothing), present(z_loss), reduction=reduction)
+    return reduce_class_loss(CrossEntropy(present(label_smoothing), present(z_loss)), inputs, reduction=reduction)
 
 
-@_core
-def cross_entropy_core(inputs, label_smoothing, z_loss, *, reduction):
-    """The jitted half of `cross_entropy`; a setting that is None is a term that is not there."""
+class CrossEntropy(NamedTuple):
+    """Cross entropy per row, before the weights of rows; a setting that is None is a term that is not there."""
+
+    label_smoothing: Any = None
+    z_loss: Any = None
+
+    def __call__(self, rows: Rows) -> PerRow:
+        dtype = rows.dtype
+        num_classes = rows.logits.shape[-1]
+        label_weights = rows.label_weights
+        class_weights = rows.class_weights
+        if self.label_smoothing is not None and class_weights is None:
+            class_vector = jnp.ones(num_classes, dtype)
+        else:
+            class_vector = None if self.label_smoothing is None else class_weights
+        target_weights = None if rows.has_labels else class_weights
+        summary = summarize_rows(rows, class_vector=class_vector, target_weights=target_weights)
+        losses = _weigh(label_weights, summary.nll)
+        if self.label_smoothing is not None:
+            epsilon = self.label_smoothing.astype(dtype)
+            losses = (1 - epsilon) * losses + epsilon / num_classes * summary.spread
+        if self.z_loss is not None:
+            losses += self.z_loss.astype(dtype) * _weigh(label_weights, jnp.square(summary.log_z))
+        return losses
+
+
+@partial(jax.jit, static_argnames="reduction", inline=True)
+def reduce_class_loss(loss, inputs, *, reduction):
+    """The jitted half of the losses over classes: `loss` is the formula of a row, such as `CrossEntropy`."""
     rows = read_classes(inputs)
-    dtype = rows.dtype
-    num_classes = rows.logits.shape[-1]
-    label_weights = rows.label_weights
-    class_weights = rows.class_weights
-    if label_smoothing is not None and class_weights is None:
-        class_vector = jnp.ones(num_classes, dtype)
-    else:
-        class_vector = None if label_smoothing is None else class_weights
-    summary = summarize_rows(rows, class_vector=class_vector, target_weights=None if rows.has_labels else class_weights)
-    losses = _weigh(label_weights, summary.nll)
-    if label_smoothing is not None:
-        epsilon = label_smoothing.astype(dtype)
-        losses = (1 - epsilon) * losses + epsilon / num_classes * summary.spread
-    if z_loss is not None:
-        losses += z_loss.astype(dtype) * _weigh(label_weights, jnp.square(summary.log_z))
-    return reduce_rows(losses, rows.counts, rows.weights, label_weights, reduction=reduction)
+    return reduce_rows(loss(rows), rows.counts, rows.weights, rows.label_weights, reduction=reduction)
 
 
 @overload
@@ -232,16 +241,16 @@ def focal_loss(
     )
     gamma = check_scalar("gamma", gamma, low=0)
     check_reduction(reduction)
-    return _focal_loss(inputs, gamma, reduction=reduction)
+    return reduce_class_loss(Focal(gamma), inputs, reduction=reduction)
 
 
-@_core
-def _focal_loss(inputs, gamma, *, reduction):
-    rows = read_classes(inputs)
-    losses = _focal(summarize_rows(rows).nll, gamma.astype(rows.dtype))
-    return reduce_rows(
-        _weigh(rows.label_weights, losses), rows.counts, rows.weights, rows.label_weights, reduction=reduction
-    )
+class Focal(NamedTuple):
+    """Focal loss per row, before the weights of rows."""
+
+    gamma: Any
+
+    def __call__(self, rows: Rows) -> PerRow:
+        return _weigh(rows.label_weights, _focal(summarize_rows(rows).nll, self.gamma.astype(rows.dtype)))
 
 
 def _focal(nll: PerRow, gamma) -> PerRow:
@@ -337,17 +346,17 @@ def poly_loss(
     )
     epsilon = check_scalar("epsilon", epsilon)
     check_reduction(reduction)
-    return _poly_loss(inputs, epsilon, reduction=reduction)
+    return reduce_class_loss(Poly(epsilon), inputs, reduction=reduction)
 
 
-@_core
-def _poly_loss(inputs, epsilon, *, reduction):
-    rows = read_classes(inputs)
-    nll = summarize_rows(rows).nll
-    losses = nll - epsilon.astype(rows.dtype) * jnp.expm1(-nll)
-    return reduce_rows(
-        _weigh(rows.label_weights, losses), rows.counts, rows.weights, rows.label_weights, reduction=reduction
-    )
+class Poly(NamedTuple):
+    """Poly-1 loss per row, before the weights of rows."""
+
+    epsilon: Any
+
+    def __call__(self, rows: Rows) -> PerRow:
+        nll = summarize_rows(rows).nll
+        return _weigh(rows.label_weights, nll - self.epsilon.astype(rows.dtype) * jnp.expm1(-nll))
 
 
 def _weigh(label_weights: PerRow | None, losses: PerRow) -> PerRow:

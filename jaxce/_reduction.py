@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxce._inputs import check_floating, check_reduction, check_weights_and_mask
-from jaxce._rows import accumulator, silence
+from jaxce._inputs import accumulator, check_floating, check_reduction, check_weights_and_mask
+from jaxce._rows import silence
 from jaxce._types import ElementMask, Elements, MaskPerRow, PerRow, Reduction
 
 
@@ -130,18 +130,26 @@ def reduce_rows(
     losses that have the factor inside already (class weights). `reduction` is one of the public four, or "ratio": the
     mean that is NaN over nothing, as PyTorch has it.
     """
-    if weights is not None:
-        losses = losses * weights
+    losses = losses if weights is None else losses * weights
     if reduction == "none":
         return losses
-    total = jnp.sum(losses)
-    if reduction == "sum":
-        return total
+    weight = total_weight(losses.size, losses.dtype, counts, weights, shares)
+    return reduce_total(jnp.sum(losses), weight, reduction=reduction)
+
+
+def total_weight(size: int, dtype: Any, counts: Any, weights: Any, shares: Any) -> Float[Array, ""]:
+    """The divisor of the mean over `size` losses; the arrays as in `reduce_rows`."""
     if weights is not None and shares is not None:
         shares = weights * shares
     elif shares is None:
         shares = weights if weights is not None else counts
-    weight = jnp.asarray(losses.size, losses.dtype) if shares is None else jnp.sum(shares, dtype=losses.dtype)
+    return jnp.asarray(size, dtype) if shares is None else jnp.sum(shares, dtype=dtype)
+
+
+def reduce_total(total: Float[Array, ""], weight: Float[Array, ""], *, reduction: str) -> Array | MeanParts:
+    """The last step of `reduce_rows`, from the sum of the weighed losses and that of the weights."""
+    if reduction == "sum":
+        return total
     parts = MeanParts(total, weight)
     if reduction == "ratio":
         return parts.total / parts.weight

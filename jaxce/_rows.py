@@ -4,23 +4,26 @@ Inside `jit`: the class axis goes last, labels become safe to index with, masks 
 the rows that count, weights take the dtype of the arithmetic.
 """
 
+import math
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
-from jaxce._inputs import ClassInputs
+from jaxce._inputs import ClassInputs, Head, accumulator
 from jaxce._types import MaskPerRow, PerRow
 
 
 class Rows(NamedTuple):
     """What a loss over classes computes on. Rows that do not count have label 0 and weight 0.
 
-    `counts` and `valid` are None where every row counts and no label can be wrong.
+    `counts` and `valid` are None where every row counts and no label can be wrong. With a `Head` for logits there is one
+    axis of rows.
     """
 
-    logits: Float[Array, "*rows classes"]
-    targets: Integer[Array, "*rows"] | Float[Array, "*rows classes"]
+    logits: Float[Array, "*rows classes"] | Head
+    targets: Integer[Array, "*rows"] | Float[Array, "*rows classes"] | Head
     counts: MaskPerRow | None
     valid: MaskPerRow | None
     weights: PerRow | None
@@ -34,7 +37,7 @@ class Rows(NamedTuple):
     @property
     def has_labels(self) -> bool:
         """Whether the targets are class indices, and not distributions."""
-        return jnp.issubdtype(self.targets.dtype, jnp.integer)
+        return not isinstance(self.targets, Head) and jnp.issubdtype(self.targets.dtype, jnp.integer)
 
     @property
     def label_weights(self) -> PerRow | None:
@@ -46,41 +49,69 @@ class Rows(NamedTuple):
 
 def read_classes(inputs: ClassInputs) -> Rows:
     """Puts the arguments of a loss over classes into the form that the losses compute on."""
-    logits = jnp.moveaxis(jnp.asarray(inputs.logits), inputs.axis, -1)
-    targets = jnp.asarray(inputs.targets)
+    logits, targets = (
+        array if isinstance(array, Head) else jnp.asarray(array) for array in (inputs.logits, inputs.targets)
+    )
     counts = inputs.where
     valid = None
-    if jnp.issubdtype(targets.dtype, jnp.integer):
+    if not isinstance(targets, Head) and jnp.issubdtype(targets.dtype, jnp.integer):
         targets = _widen(targets)
         if inputs.ignore_index is not None and _representable(inputs.ignore_index, targets.dtype):
             kept = targets != inputs.ignore_index
             counts = kept if counts is None else counts & kept
-        num_classes = logits.shape[-1]
+        num_classes = logits.shape[inputs.axis]
         in_range = (targets >= 0) & (targets < num_classes)
         valid = in_range if counts is None else in_range | ~counts
         _report_wrong_labels(targets, valid, num_classes)
         targets = jnp.where(in_range & valid, targets, 0).astype(jnp.int32)
         if counts is not None:
             targets = jnp.where(counts, targets, 0)
-    else:
+    elif not isinstance(targets, Head):
         targets = jnp.moveaxis(targets, inputs.axis, -1)
-    dtype = accumulator(inputs.logits, inputs.targets, inputs.weights, inputs.class_weights)
+    dtype = accumulator(logits, targets, inputs.weights, inputs.class_weights)
     weights, class_weights = (
         None if array is None else jnp.asarray(array, dtype) for array in (inputs.weights, inputs.class_weights)
     )
-    return Rows(logits, targets, counts, valid, silence(counts, weights), class_weights)
+    if not isinstance(logits, Head):
+        logits = jnp.moveaxis(logits, inputs.axis, -1)
+        return Rows(logits, targets, counts, valid, silence(counts, weights), class_weights)
+    return _one_axis_of_rows(Rows(logits, targets, counts, valid, silence(counts, weights), class_weights))
 
 
-def accumulator(*arrays: Any) -> Any:
-    """The dtype of the arithmetic: float64 where any input has it, else float32."""
-    is_double = any(array is not None and jnp.asarray(array).dtype == jnp.float64 for array in arrays)
-    return jnp.float64 if is_double else jnp.float32
+def _one_axis_of_rows(rows: Rows) -> Rows:
+    """Blocks of rows, and blocks of classes of all rows, want the rows along one axis."""
+    num_axes = len(rows.logits.shape) - 1
+    num_rows = math.prod(rows.logits.shape[:-1])
+
+    def flatten(array):
+        return None if array is None else jnp.reshape(array, (num_rows, *array.shape[num_axes:]))
+
+    counts = flatten(rows.counts)
+
+    def flatten_head(head):
+        hidden = flatten(jnp.asarray(head.hidden))
+        softcap, temperature = (
+            None if number is None else jnp.asarray(number, head.dtype) for number in (head.softcap, head.temperature)
+        )
+        return replace(head, hidden=hidden, kernel=jnp.asarray(head.kernel), softcap=softcap, temperature=temperature)
+
+    return rows._replace(
+        logits=flatten_head(rows.logits),
+        targets=flatten_head(rows.targets) if isinstance(rows.targets, Head) else flatten(rows.targets),
+        counts=counts,
+        valid=flatten(rows.valid),
+        weights=flatten(rows.weights),
+    )
 
 
 def silence(counts: Any, values: Any) -> Any:
-    """Zero, in value and every derivative, where rows do not count; both may be None."""
+    """Zero, in value and every derivative, where rows do not count; both may be None.
+
+    `values` may have axes beyond those of the rows.
+    """
     if counts is None or values is None:
         return values
+    counts = jnp.expand_dims(counts, range(counts.ndim, values.ndim))
     return jnp.where(counts, values, jnp.zeros_like(values))
 
 

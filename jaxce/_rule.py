@@ -4,7 +4,7 @@ Every loss over classes differentiates through it, in every mode and to every or
 smoothing, masks of whole losses and reductions live above it and get their gradients from autodiff.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,24 +52,33 @@ class Row(NamedTuple):
     counts: Bool[Array, ""] | None
     maximum: _Number
 
+    @property
+    def has_label(self) -> bool:
+        """Whether the target is a class, and not a distribution."""
+        return self.target.ndim == 0
+
 
 class Slice(NamedTuple):
-    """Sums over some of a row's classes, and the number they are measured from. Disjoint slices `merge`."""
+    """Sums over some of a row's classes, and the number they are measured from. Disjoint slices `merge`.
+
+    `sum_less_1` is Σ exp(z − maximum) − 1: what is left of a confident row, and −1 of no classes at all.
+    """
 
     maximum: _Number
-    log_sum: _Number
-    target: "_Moment"
-    vector: "_Moment | None"
+    sum_less_1: _Number
+    target: "Moment"
+    vector: "Moment | None"
 
-    def numbers(self, *, has_label: bool) -> "_Numbers":
+    def numbers(self, *, has_label: bool) -> "Numbers":
         """What the sums say of a row, once they are over all of its classes."""
-        nll = self.target.distance(self.log_sum)
-        spread = None if self.vector is None else self.vector.distance(self.log_sum)
+        log_sum = jnp.log1p(self.sum_less_1)
+        nll = self.target.distance(log_sum)
+        spread = None if self.vector is None else self.vector.distance(log_sum)
         lead, mass = (self.target.excess, None) if has_label else (None, self.target.mass)
-        return _Numbers(self.log_sum, nll, spread, lead, mass)
+        return Numbers(log_sum, nll, spread, lead, mass)
 
 
-class _Moment(NamedTuple):
+class Moment(NamedTuple):
     """How far a mass t over the classes is from the maximum, Σ t (m − z), and the mass itself, Σ t."""
 
     excess: _Number
@@ -80,7 +89,7 @@ class _Moment(NamedTuple):
         return self.excess + self.mass * log_sum
 
 
-class _Numbers(NamedTuple):
+class Numbers(NamedTuple):
     """The outputs of the rule; the last two are for its own backward pass.
 
     `lead` is how far the maximum leads a label, m − z_y: with it the gradient at the label is as exact as the loss,
@@ -96,32 +105,43 @@ class _Numbers(NamedTuple):
 
 class _Residuals(NamedTuple):
     row: Row
-    numbers: _Numbers
+    numbers: Numbers
     vector_mass: _Number | None
 
 
 @jax.custom_vjp
-def _rule(row: Row) -> _Numbers:
-    return slice_row(row).numbers(has_label=row.target.ndim == 0)
+def _rule(row: Row) -> Numbers:
+    return slice_row(row).numbers(has_label=row.has_label)
 
 
-def _rule_forward(row: Row) -> tuple[_Numbers, _Residuals]:
+def _rule_forward(row: Row) -> tuple[Numbers, _Residuals]:
     numbers = measure(row)  # the lifted rule, so that a second derivative meets the rule again
     vector_mass = None if row.class_vector is None else jnp.sum(row.class_vector)
     return numbers, _Residuals(row, numbers, vector_mass)
 
 
-def _rule_backward(residuals: _Residuals, cotangents) -> tuple[Row]:
-    row, (log_sum, _, _, lead, mass), vector_mass = residuals
-    dtype = row.maximum.dtype
-    logits, maximum = row.logits, row.maximum
-    if row.target.ndim == 0 and logits.dtype != dtype:
+def _rule_backward(residuals: _Residuals, cotangents: Numbers) -> tuple[Row]:
+    row, numbers, vector_mass = residuals
+    logits, maximum, log_sum = row.logits, row.maximum, numbers.log_sum
+    if row.has_label and logits.dtype != maximum.dtype:
         # XLA:CPU would keep the forward pass's exp, in float32, for this one. Computing it again costs less.
         logits, maximum, log_sum = lax.optimization_barrier((logits, maximum, log_sum))
+    numbers = numbers._replace(log_sum=log_sum)
+    gradient = slice_gradient(row._replace(logits=logits, maximum=maximum), numbers, vector_mass, cotangents)
+    return (gradient._replace(logits=gradient.logits.astype(row.logits.dtype)),)
+
+
+def slice_gradient(row: Row, numbers: Numbers, vector_mass: _Number | None, cotangents: Numbers) -> Row:
+    """The rule's gradient at the classes at hand, given the numbers of the whole row.
+
+    In the row's dtypes, but for the logits': their gradient stays in the dtype of the arithmetic.
+    """
+    dtype = row.maximum.dtype
     maximum, log_sum, lead, mass, vector_mass = (
-        silence(row.counts, number) for number in (maximum, log_sum, lead, mass, vector_mass)
+        silence(row.counts, number)
+        for number in (row.maximum, numbers.log_sum, numbers.lead, numbers.mass, vector_mass)
     )
-    z = silence(row.counts, logits.astype(dtype))
+    z = silence(row.counts, row.logits.astype(dtype))
 
     e = jnp.exp(z - maximum)
     p, p_minus_1 = _softmax(e, log_sum)
@@ -129,7 +149,7 @@ def _rule_backward(residuals: _Residuals, cotangents) -> tuple[Row]:
 
     d_target = d_target_weights = d_class_vector = None
     d_log_sum, d_nll, d_spread, d_lead, d_mass = cotangents
-    if row.target.ndim == 0:
+    if row.has_label:
         on_target = jnp.arange(z.shape[0], dtype=row.target.dtype) == row.target
         p_target, p_target_minus_1 = _softmax(jnp.exp(-lead), log_sum)
         d_on_target = d_log_sum * p_target + d_nll * p_target_minus_1 - d_lead
@@ -147,15 +167,13 @@ def _rule_backward(residuals: _Residuals, cotangents) -> tuple[Row]:
         u = row.class_vector
         d_logits += d_spread * ((vector_mass - u) * p + u * p_minus_1)
         d_class_vector = d_spread * _zero_at_absent(u, z, distance)
-    return (
-        row._replace(
-            logits=d_logits.astype(row.logits.dtype),
-            target=d_target,
-            target_weights=d_target_weights,
-            class_vector=d_class_vector,
-            counts=None,
-            maximum=None,
-        ),
+    return row._replace(
+        logits=d_logits,
+        target=d_target,
+        target_weights=d_target_weights,
+        class_vector=d_class_vector,
+        counts=None,
+        maximum=None,
     )
 
 
@@ -166,6 +184,12 @@ def _softmax(e, log_sum):
 
 _rule.defvjp(_rule_forward, _rule_backward)
 measure = forward_mode(_rule)
+
+
+def row_maximum(logits: _Class, dtype: Any = None) -> _Number:
+    """What a row is measured from: its largest logit, a constant to every derivative; 0 for a row of −inf."""
+    maximum = lax.stop_gradient(jnp.max(logits)).astype(dtype or logits.dtype)
+    return jnp.where(jnp.isneginf(maximum), jnp.zeros_like(maximum), maximum)
 
 
 def slice_row(row: Row) -> Slice:
@@ -179,14 +203,14 @@ def slice_row(row: Row) -> Slice:
     e = jnp.exp(-distance)
     u = row.class_vector
     spread_terms = [] if u is None else [_times(u, distance)]
-    if row.target.ndim == 0:
+    if row.has_label:
         here = (row.target >= 0) & (row.target < num_classes)
         # The barrier keeps XLA:CPU from widening all logits for the sake of one.
         label = jnp.clip(row.target, 0, num_classes - 1)
         lead = jnp.maximum(row.maximum - lax.optimization_barrier(row.logits)[label].astype(dtype), 0)
         others, *vector_excess = _sums(e * _is_other_class(num_classes, row.target, dtype), *spread_terms)
-        log_sum = jnp.log1p(others + jnp.where(here, jnp.expm1(-lead), -1))
-        target_moment = _Moment(jnp.where(here, lead, 0), here.astype(dtype))
+        sum_less_1 = others + jnp.where(here, jnp.expm1(-lead), -1)
+        target_moment = Moment(jnp.where(here, lead, 0), here.astype(dtype))
     else:
         target = _effective_target(row, dtype)
         # Not `== 0` for the maximum: where z is computed anew in every fusion that reads it, its last bit can differ.
@@ -194,32 +218,33 @@ def slice_row(row: Row) -> Slice:
         below, at_maximum, excess, mass, *vector_excess = _sums(
             jnp.where(is_below, e, 0), jnp.where(is_below, 0, e), _times(target, distance), target, *spread_terms
         )
-        log_sum = jnp.log1p(below + (at_maximum - 1))
-        target_moment = _Moment(excess, mass)
-    vector_moment = None if u is None else _Moment(vector_excess[0], jnp.sum(u))
-    return Slice(row.maximum, log_sum, target_moment, vector_moment)
+        sum_less_1 = below + (at_maximum - 1)
+        target_moment = Moment(excess, mass)
+    vector_moment = None if u is None else Moment(vector_excess[0], jnp.sum(u))
+    return Slice(row.maximum, sum_less_1, target_moment, vector_moment)
 
 
 def merge(left: Slice, right: Slice) -> Slice:
     """The slice of two disjoint sets of one row's classes; as exact as the slices, also where one class dominates."""
     # Slices of nothing but −inf have no say in where the sums are measured from.
-    left_max, right_max = (jnp.where(jnp.isneginf(part.log_sum), -jnp.inf, part.maximum) for part in (left, right))
+    left_max, right_max = (jnp.where(part.sum_less_1 == -1, -jnp.inf, part.maximum) for part in (left, right))
     maximum = jnp.maximum(left_max, right_max)
     maximum = jnp.where(jnp.isneginf(maximum), jnp.maximum(left.maximum, right.maximum), maximum)
     is_left = left_max >= right_max
-    top = jnp.where(is_left, left.log_sum, right.log_sum)
-    rest = jnp.where(is_left, right.log_sum - (maximum - right.maximum), left.log_sum - (maximum - left.maximum))
-    log_sum = jnp.log1p(jnp.expm1(top) + jnp.exp(rest))
+    top = jnp.where(is_left, left.sum_less_1, right.sum_less_1)
+    rest = jnp.where(is_left, right.sum_less_1, left.sum_less_1) + 1
+    gap = maximum - jnp.where(is_left, right.maximum, left.maximum)
+    sum_less_1 = top + jnp.where(rest == 0, 0, rest * jnp.exp(-gap))
 
-    def moment(left_moment: _Moment, right_moment: _Moment) -> _Moment:
+    def moment(left_moment: Moment, right_moment: Moment) -> Moment:
         shifted = [
             part_moment.excess + part_moment.mass * (maximum - part.maximum)
             for part, part_moment in ((left, left_moment), (right, right_moment))
         ]
-        return _Moment(shifted[0] + shifted[1], left_moment.mass + right_moment.mass)
+        return Moment(shifted[0] + shifted[1], left_moment.mass + right_moment.mass)
 
     vector = None if left.vector is None or right.vector is None else moment(left.vector, right.vector)
-    return Slice(maximum, log_sum, moment(left.target, right.target), vector)
+    return Slice(maximum, sum_less_1, moment(left.target, right.target), vector)
 
 
 def _effective_target(row: Row, dtype) -> _Class:

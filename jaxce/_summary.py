@@ -4,12 +4,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
-from jaxce._inputs import check_class_vector, check_classes
-from jaxce._rows import Rows, accumulator, loud, read_classes, silence
-from jaxce._rule import Row, measure
+from jaxce._head import HeadRows, measure_head
+from jaxce._inputs import Head, accumulator, check_class_vector, check_classes
+from jaxce._rows import Rows, loud, read_classes, silence
+from jaxce._rule import Numbers, Row, measure, row_maximum
 from jaxce._types import ClassVector, Distributions, Labels, Logits, PerRow, RowMask
 
 _Class = Float[Array, " classes"]
@@ -99,15 +99,21 @@ def summarize_rows(rows: Rows, *, class_vector: _Class | None = None, target_wei
     def summarize_row(logits, target, counts):
         return _summarize_row(logits, target, target_weights, class_vector, counts, dtype)
 
-    for _ in rows.logits.shape[:-1]:
-        summarize_row = jax.vmap(summarize_row)
-    summary = summarize_row(rows.logits, rows.targets, rows.counts)
+    if isinstance(rows.logits, Head):
+        numbers = measure_head(HeadRows(rows.logits, rows.targets, target_weights, class_vector, rows.counts))
+        summary = _assemble(*jax.tree.map(lambda number: number.astype(dtype), numbers), rows.counts)
+    else:
+        for _ in rows.logits.shape[:-1]:
+            summarize_row = jax.vmap(summarize_row)
+        summary = summarize_row(rows.logits, rows.targets, rows.counts)
     return summary._replace(nll=loud(rows.valid, summary.nll))
 
 
 def _summarize_row(logits, target, target_weights, class_vector, counts, dtype) -> Summary:
-    maximum = lax.stop_gradient(jnp.max(logits)).astype(dtype)
-    maximum = jnp.where(jnp.isneginf(maximum), jnp.zeros((), dtype), maximum)
-    row = Row(logits, target, target_weights, class_vector, counts, maximum)
-    log_sum, nll, spread, *_ = measure(row)
+    maximum = row_maximum(logits, dtype)
+    return _assemble(maximum, measure(Row(logits, target, target_weights, class_vector, counts, maximum)), counts)
+
+
+def _assemble(maximum, numbers: Numbers, counts) -> Summary:
+    log_sum, nll, spread, *_ = numbers
     return Summary(silence(counts, maximum + log_sum), silence(counts, nll), silence(counts, spread))

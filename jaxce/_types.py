@@ -16,6 +16,8 @@ Scalar = float | jax.Array | np.ndarray | np.generic
 Logits = Float[ArrayLike, "*rows classes"]
 Labels = Integer[ArrayLike, "*rows"]
 Distributions = Float[ArrayLike, "*rows classes"]
+Hidden = Float[ArrayLike, "*rows features"]
+Kernel = Float[ArrayLike, "features classes"]
 RowWeights = Float[ArrayLike, "*rows"]
 RowMask = Bool[ArrayLike, "*rows"]
 ClassVector = Float[ArrayLike, " classes"]
@@ -37,9 +39,27 @@ class RowOptions(TypedDict, total=False):
     where: RowMask | None
 
 
-class ClassOptions(RowOptions, total=False):
-    """Options of every loss over classes."""
+class LabelOptions(RowOptions, total=False):
+    """Options of every loss over classes, for whatever the logits are."""
 
-    axis: int
     class_weights: ClassVector | None
     ignore_index: int | None
+
+
+class ClassOptions(LabelOptions, total=False):
+    """Options of every loss over the classes of an array."""
+
+    axis: int
+
+
+class HeadOptions(TypedDict, total=False):
+    """Options of every loss of a linear head."""
+
+    bias: ClassVector | None
+    softcap: Scalar | None
+    block_bytes: int | None
+    recompute: bool | None
+
+
+class LinearOptions(LabelOptions, HeadOptions, total=False):
+    """Options of a linear head's losses over classes."""

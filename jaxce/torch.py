@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 
 from jaxce._elementwise import binary_cross_entropy_core, l1_loss_core, mse_loss_core
 from jaxce._inputs import (
+    accumulator,
     as_array,
     check_axis,
     check_broadcast,
@@ -31,9 +32,8 @@ from jaxce._inputs import (
     check_scalar,
     present,
 )
-from jaxce._losses import cross_entropy_core
+from jaxce._losses import CrossEntropy, reduce_class_loss
 from jaxce._reduction import reduce_rows
-from jaxce._rows import accumulator
 from jaxce._scores import multi_margin_loss_core, nll_loss_core
 from jaxce._types import ArrayLike, ClassVector, Distributions, Elements, Labels, Logits, Scalar
 
@@ -124,7 +124,7 @@ def cross_entropy(
         ignore_index=None if is_distribution and ignore_index < 0 else ignore_index,
     )
     label_smoothing = check_scalar("label_smoothing", label_smoothing, low=0, high=1)
-    return cross_entropy_core(inputs, present(label_smoothing), None, reduction=how)
+    return reduce_class_loss(CrossEntropy(present(label_smoothing)), inputs, reduction=how)
 
 
 @_speaks_torch

@@ -15,6 +15,7 @@ ORDER = [
     ["_inputs", "_autodiff"],
     ["_rows"],
     ["_reduction", "_rule"],
+    ["_head"],
     ["_summary"],
     ["_losses", "_scores", "_elementwise", "_distillation"],
     ["torch"],
@@ -48,7 +49,7 @@ def test_imports_point_one_way(path):
 
 
 def _standard_library():
-    return {"ast", "collections", "dataclasses", "functools", "operator", "re", "typing", "warnings"}
+    return {"ast", "collections", "dataclasses", "functools", "math", "operator", "re", "typing", "warnings"}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "jaxce").glob("*.py")), ids=lambda path: path.stem)

@@ -1,0 +1,140 @@
+"""The other way to the gradient of a linear head: made in the forward pass, one block of rows after another.
+
+The loss of a row is a function of its own logits alone, so its gradient can be taken while they are at hand: three
+matrix multiplications for the loss and its gradients, where recomputing needs four. The price is that the gradients of
+all rows are added up before anyone asks for them, which is only right for a sum of the rows: its derivative is one
+number, by which the gradients are multiplied afterwards.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Float
+
+from jaxce._head import cut, finish, over_blocks, project, project_back, put
+from jaxce._inputs import Head, accumulator
+from jaxce._rows import Rows
+
+_OF_ROWS = {"hidden", "targets", "counts", "valid", "weights"}  # fields with an axis of rows; all others are shared
+
+
+def total_loss(loss: Any, rows: Rows) -> Float[Array, ""]:
+    """The sum of the rows' weighed losses.
+
+    Without a derivative this computes no gradient. First derivatives, in both modes, are made by blocks of rows; all
+    others are those of the recomputing backward pass.
+
+    Args:
+        loss: a pytree of settings that is called with rows and returns their losses before `weights`, such as
+            `CrossEntropy`.
+        rows: with a `Head` for logits; `targets` may be a `Head` too.
+    """
+    paths, structure = jax.tree.flatten_with_path((loss, rows))
+    leaves = [leaf for _, leaf in paths]
+    of_rows = [path[-1].name in _OF_ROWS and path[0].idx == 1 for path, _ in paths]
+
+    def recomputed(*leaves):
+        return _weighed_sum(*structure.unflatten(leaves))
+
+    @jax.custom_jvp
+    def total(*leaves):
+        return recomputed(*leaves)
+
+    def push_total(primals, tangents):
+        moving = [i for i, tangent in enumerate(tangents) if not isinstance(tangent, SymbolicZero)]
+
+        @jax.custom_jvp
+        def value_and_gradients(*leaves):
+            return _by_blocks(leaves, structure, of_rows, moving)
+
+        def push_gradients(primals, tangents):
+            def of_recomputed(*leaves):
+                value, gradients = jax.value_and_grad(recomputed, argnums=moving)(*leaves)
+                return value, [gradient.astype(accumulator(gradient)) for gradient in gradients]
+
+            return jax.jvp(of_recomputed, primals, tangents)
+
+        value_and_gradients.defjvp(push_gradients)
+        value, gradients = value_and_gradients(*primals)
+        # Gradients keep the dtype of the arithmetic until they have been multiplied by the derivative of the sum.
+        terms = [
+            jnp.vdot(gradient, tangents[i].astype(gradient.dtype))
+            for i, gradient in zip(moving, gradients, strict=True)
+        ]
+        return value, sum(terms[1:], terms[0]).astype(value.dtype)
+
+    total.defjvp(push_total, symbolic_zeros=True)
+    return total(*leaves)
+
+
+def _weighed_sum(loss: Any, rows: Rows) -> Float[Array, ""]:
+    losses = loss(rows)
+    return jnp.sum(losses if rows.weights is None else losses * rows.weights)
+
+
+def _by_blocks(leaves, structure, of_rows, moving) -> tuple[Float[Array, ""], list[Array]]:
+    """The sum, and its gradient by the moving leaves in the dtype of the arithmetic."""
+    rows = structure.unflatten(leaves)[1]
+
+    def add_block(carry, start, size):
+        total, gradients = carry
+        block = [
+            cut(leaf, start, size, axis=0) if has_rows else leaf for leaf, has_rows in zip(leaves, of_rows, strict=True)
+        ]
+        value, block_gradients = _value_and_gradients(*structure.unflatten(block))
+        terms = [jax.tree.leaves(block_gradients)[i] for i in moving]
+        return total + value, [
+            put(gradient, term, start, axis=0) if of_rows[i] else gradient + term
+            for i, gradient, term in zip(moving, gradients, terms, strict=True)
+        ]
+
+    nothing = [jnp.zeros(leaves[i].shape, accumulator(leaves[i])) for i in moving]
+    num_rows = rows.logits.shape[0]
+    return over_blocks(add_block, (jnp.zeros((), rows.dtype), nothing), num_rows, _rows_per_block(rows.logits))
+
+
+def _value_and_gradients(loss: Any, rows: Rows) -> tuple[Float[Array, ""], tuple[Any, Rows]]:
+    """The sum over a block of rows whose logits are held, and its gradient by all of loss and rows."""
+    student, teacher = rows.logits, rows.targets if isinstance(rows.targets, Head) else None
+    heads = [head for head in (student, teacher) if head is not None]
+    products = [project(head, rows.counts, rows.dtype) for head in heads]
+
+    def of_products(products, loss, rows):
+        held = [finish(product, head) for product, head in zip(products, (rows.logits, rows.targets), strict=False)]
+        rows = rows._replace(logits=held[0], targets=rows.targets if teacher is None else held[1])
+        return _weighed_sum(loss, rows)
+
+    value, (d_products, d_loss, d_rows) = jax.value_and_grad(of_products, argnums=(0, 1, 2), allow_int=True)(
+        products, *_widen_shared(loss, rows)
+    )
+    d_heads = []
+    for head, d_product, d_head in zip(heads, d_products, (d_rows.logits, d_rows.targets), strict=False):
+        d_hidden, d_kernel = project_back(d_product, head, rows.counts)
+        d_heads.append(replace(d_head, hidden=d_hidden, kernel=d_kernel))
+    d_rows = d_rows._replace(logits=d_heads[0], targets=d_rows.targets if teacher is None else d_heads[1])
+    return value, (d_loss, d_rows)
+
+
+def _widen_shared(loss: Any, rows: Rows) -> tuple[Any, Rows]:
+    """Small floating leaves in the dtype of the arithmetic, so that sums over blocks of their gradients are exact."""
+
+    def widen(array):
+        return array.astype(accumulator(array)) if jnp.issubdtype(array.dtype, jnp.floating) else array
+
+    def widen_head(head):
+        if not isinstance(head, Head) or head.bias is None:
+            return head
+        return replace(head, bias=widen(head.bias))
+
+    loss = jax.tree.map(widen, loss)
+    return loss, rows._replace(logits=widen_head(rows.logits), targets=widen_head(rows.targets))
+
+
+def _rows_per_block(head: Head) -> int:
+    """How many rows of all classes fit into a block."""
+    num_rows, num_classes = head.shape
+    block_bytes = 2**28 if head.block_bytes is None else head.block_bytes
+    return max(1, min(num_rows, block_bytes // (4 * num_classes)))

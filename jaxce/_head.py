@@ -1,0 +1,225 @@
+"""The second producer of summaries: blocks of logits, made from hidden · kernel and dropped again.
+
+The logits of a language model are the largest array of its training step. Here they are never held: the forward pass
+merges the slices of the rows, one block of classes after another, and the backward pass makes every block once more,
+applies the rule of `_rule` to it and multiplies the result into the gradients of hidden and kernel.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Integer
+
+from jaxce._autodiff import forward_mode
+from jaxce._inputs import Head, accumulator
+from jaxce._rows import silence
+from jaxce._rule import Moment, Numbers, Row, Slice, merge, row_maximum, slice_gradient, slice_row
+
+_PerRow = Float[Array, " rows"]
+_PerClass = Float[Array, " classes"]
+_Carry = TypeVar("_Carry")
+
+
+class HeadRows(NamedTuple):
+    """The inputs of the rule: a `Row` for all rows of a head."""
+
+    head: Head
+    targets: Integer[Array, " rows"] | Float[Array, "rows classes"]
+    target_weights: _PerClass | None
+    class_vector: _PerClass | None
+    counts: Bool[Array, " rows"] | None
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the arithmetic."""
+        return accumulator(self.head, self.targets, self.target_weights, self.class_vector)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the targets are classes, and not distributions."""
+        return self.targets.ndim == 1
+
+    def block(self, start: Any, size: int) -> "HeadRows":
+        """The same rows over some of the classes."""
+        return HeadRows(
+            replace(self.head, kernel=cut(self.head.kernel, start, size), bias=cut(self.head.bias, start, size)),
+            self.targets - start if self.has_labels else cut(self.targets, start, size),
+            cut(self.target_weights, start, size),
+            cut(self.class_vector, start, size),
+            self.counts,
+        )
+
+
+class HeadNumbers(NamedTuple):
+    """The outputs of the rule: the numbers of every row, and the maximum they are measured from, a constant."""
+
+    maximum: _PerRow
+    numbers: Numbers
+
+
+_ROW_AXES = Row(logits=0, target=0, target_weights=None, class_vector=None, counts=0, maximum=0)  # pyright: ignore
+
+
+@jax.custom_vjp
+def _rule(rows: HeadRows) -> HeadNumbers:
+    dtype = rows.dtype
+    num_rows, num_classes = rows.head.shape
+
+    def add_block(slices, start, size):
+        block = rows.block(start, size)
+        logits = finish(project(block.head, rows.counts, dtype), block.head)
+        row = _row(block, logits, jax.vmap(row_maximum)(logits))
+        return merge(slices, jax.vmap(slice_row, in_axes=(_ROW_AXES,))(row))
+
+    def zeros():
+        return jnp.zeros(num_rows, dtype)
+
+    nothing = Slice(
+        maximum=zeros(),
+        sum_less_1=zeros() - 1,
+        target=Moment(zeros(), zeros()),
+        vector=None if rows.class_vector is None else Moment(zeros(), zeros()),
+    )
+    whole = over_blocks(add_block, nothing, num_classes, classes_per_block(rows.head))
+    return HeadNumbers(whole.maximum, whole.numbers(has_label=rows.has_labels))
+
+
+def _rule_forward(rows: HeadRows) -> tuple[HeadNumbers, tuple[HeadRows, HeadNumbers]]:
+    results = measure_head(rows)  # the lifted rule, so that a second derivative meets the rule again
+    return results, (rows, results)
+
+
+def _rule_backward(residuals: tuple[HeadRows, HeadNumbers], cotangents: HeadNumbers) -> tuple[HeadRows]:
+    rows, (maximum, numbers) = residuals
+    dtype = rows.dtype
+    vector_mass = None if rows.class_vector is None else jnp.sum(rows.class_vector)
+
+    def add_block(gradient: HeadRows, start, size):
+        block = rows.block(start, size)
+        logits, pullback = jax.vjp(finish, project(block.head, rows.counts, dtype), block.head)
+        d_row = jax.vmap(slice_gradient, in_axes=(_ROW_AXES, 0, None, 0))(
+            _row(block, logits, maximum), numbers, vector_mass, cotangents.numbers
+        )
+        d_products, d_head = pullback(d_row.logits)
+        d_hidden, d_kernel = project_back(d_products, block.head, rows.counts)
+        head = gradient.head
+        return HeadRows(
+            replace(
+                head,
+                hidden=head.hidden + d_hidden,
+                kernel=put(head.kernel, d_kernel, start),
+                bias=put(head.bias, d_head.bias, start),
+                softcap=add(head.softcap, d_head.softcap),
+                temperature=add(head.temperature, d_head.temperature),
+            ),
+            gradient.targets if rows.has_labels else put(gradient.targets, d_row.target, start),
+            put(gradient.target_weights, _sum_rows(d_row.target_weights), start),
+            put(gradient.class_vector, _sum_rows(d_row.class_vector), start),
+            None,
+        )
+
+    zeros = jax.tree.map(jnp.zeros_like, rows._replace(counts=None, targets=None if rows.has_labels else rows.targets))
+    zeros = zeros._replace(head=replace(zeros.head, hidden=zeros.head.hidden.astype(dtype)))
+    gradient = over_blocks(add_block, zeros, rows.head.shape[-1], classes_per_block(rows.head))
+    return (gradient._replace(head=replace(gradient.head, hidden=gradient.head.hidden.astype(rows.head.hidden.dtype))),)
+
+
+_rule.defvjp(_rule_forward, _rule_backward)
+measure_head = forward_mode(_rule)
+
+
+def classes_per_block(head: Head) -> int:
+    """How many classes of all rows fit into a block."""
+    num_rows, num_classes = head.shape
+    per_class = 4 * max(1, num_rows)
+    block_bytes = max(2**26, 512 * per_class) if head.block_bytes is None else head.block_bytes
+    return min(num_classes, max(1, block_bytes // per_class))
+
+
+def over_blocks(step: Callable[[_Carry, Any, int], _Carry], carry: _Carry, total: int, size: int) -> _Carry:
+    """Runs `carry = step(carry, start, size)` over 0 … total in blocks; the last is smaller where size leaves a rest."""
+    # Under checkpoint: a derivative of the loop must not keep every block.
+    step = jax.checkpoint(step, prevent_cse=False, static_argnums=2)
+    whole, rest = divmod(total, size)
+    if whole == 1:
+        carry = step(carry, 0, size)
+    elif whole:
+        carry, _ = lax.scan(
+            lambda carry, i: (step(carry, i * size, size), None), carry, jnp.arange(whole, dtype=jnp.int32)
+        )
+    if rest:
+        # The barrier keeps XLA from turning the last slice into a padded array, a copy of the whole.
+        carry = step(carry, lax.optimization_barrier(jnp.asarray(whole * size, jnp.int32)), rest)
+    return carry
+
+
+def project(head: Head, counts: Any, dtype: Any) -> Float[Array, "rows classes"]:
+    """The product of hidden and kernel, accumulated in at least float32; 0 for rows that do not count."""
+    hidden, kernel = _operands(head)
+    return silence(counts, _dot(hidden, kernel, 1, 0).astype(dtype))
+
+
+def project_back(
+    d_products: Float[Array, "rows classes"], head: Head, counts: Any
+) -> tuple[Float[Array, "rows features"], Float[Array, "features classes"]]:
+    """The gradients of hidden and kernel, in at least float32, from multiplications in the operands' dtype."""
+    hidden, kernel = _operands(head)
+    d_products = d_products.astype(hidden.dtype)
+    d_hidden = _dot(d_products, kernel, 1, 1)
+    # 0 · NaN is NaN: what a row that does not count holds must not meet the kernel's gradient.
+    return d_hidden, _dot(silence(counts, hidden), d_products, 0, 0)
+
+
+def _operands(head: Head) -> tuple[Array, Array]:
+    hidden, kernel = head.hidden, head.kernel
+    dtype = hidden.dtype if hidden.dtype == kernel.dtype else accumulator(hidden, kernel)
+    return hidden.astype(dtype), kernel.astype(dtype)
+
+
+def _dot(left: Array, right: Array, left_axis: int, right_axis: int) -> Array:
+    contracted = (((left_axis,), (right_axis,)), ((), ()))
+    return lax.dot_general(left, right, contracted, preferred_element_type=accumulator(left, right))
+
+
+def finish(products: Float[Array, "rows classes"], head: Head) -> Float[Array, "rows classes"]:
+    """The logits, from the products of hidden and kernel."""
+    logits, dtype = products, products.dtype
+    if head.bias is not None:
+        logits += head.bias.astype(dtype)
+    if head.softcap is not None:
+        softcap = head.softcap.astype(dtype)
+        is_infinite = jnp.isinf(logits)  # where the derivative by the cap would be 0 · inf
+        capped = jnp.tanh(jnp.where(is_infinite, 0, logits) / softcap)
+        logits = softcap * jnp.where(is_infinite, jnp.sign(logits), capped)
+    return logits if head.temperature is None else logits / head.temperature.astype(dtype)
+
+
+def cut(array: Any, start: Any, size: int, axis: int = -1) -> Any:
+    """A block of an array, or None of None."""
+    if array is None or array.shape[axis] == size:
+        return array
+    return lax.dynamic_slice_in_dim(array, start, size, axis)
+
+
+def put(array: Any, block: Any, start: Any, axis: int = -1) -> Any:
+    """The array with a block replaced, in the array's dtype."""
+    if array is None:
+        return None
+    return lax.dynamic_update_slice_in_dim(array, block.astype(array.dtype), start, axis)
+
+
+def add(total: Any, term: Any) -> Any:
+    """The sum, or None of None."""
+    return None if total is None else total + term
+
+
+def _sum_rows(array: Any) -> Any:
+    return None if array is None else jnp.sum(array, 0)
+
+
+def _row(rows: HeadRows, logits: Float[Array, "rows classes"], maximum: _PerRow) -> Row:
+    return Row(logits, rows.targets, rows.target_weights, rows.class_vector, rows.counts, maximum)
