@@ -7,6 +7,7 @@ applies the rule of `_rule` to it and multiplies the result into the gradients o
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -72,14 +73,14 @@ def _rule(rows: HeadRows) -> HeadNumbers:
     def add_block(slices, start, size):
         block = rows.block(start, size)
         logits = finish(project(block.head, rows.counts, dtype), block.head)
-        row = _row(block, logits, jax.vmap(row_maximum)(logits))
+        row = _row(block, logits, jax.vmap(partial(row_maximum, dtype=dtype))(logits))
         return merge(slices, jax.vmap(slice_row, in_axes=(_ROW_AXES,))(row))
 
     def zeros():
         return jnp.zeros(num_rows, dtype)
 
     nothing = Slice(
-        maximum=zeros(),
+        maximum=zeros() + jnp.finfo(dtype).min,
         sum_less_1=zeros() - 1,
         target=Moment(zeros(), zeros()),
         vector=None if rows.class_vector is None else Moment(zeros(), zeros()),
@@ -209,6 +210,8 @@ def put(array: Any, block: Any, start: Any, axis: int = -1) -> Any:
     """The array with a block replaced, in the array's dtype."""
     if array is None:
         return None
+    if array.shape == block.shape:
+        return block.astype(array.dtype)
     return lax.dynamic_update_slice_in_dim(array, block.astype(array.dtype), start, axis)
 
 

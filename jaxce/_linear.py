@@ -166,4 +166,10 @@ def reduce_linear_loss(loss, inputs, *, reduction, recompute):
         reduced = reduce_rows(loss(rows), *row_weights, reduction=reduction)
         return jnp.reshape(reduced, inputs.logits.shape[:-1]) if reduction == "none" else reduced
     weight = total_weight(rows.logits.shape[0], rows.dtype, *row_weights)
-    return reduce_total(total_loss(loss, rows), weight, reduction=reduction)
+    if reduction not in ("mean", "ratio"):
+        return reduce_total(total_loss(loss, rows), weight, reduction=reduction)
+    # Divided before the sum, not after: then the gradients need not be multiplied by anything afterwards.
+    if reduction == "mean":
+        weight = jnp.where(weight == 0, jnp.ones_like(weight), weight)
+    weights = jnp.ones(rows.logits.shape[:1], rows.dtype) if rows.weights is None else rows.weights
+    return total_loss(loss, rows._replace(weights=weights / weight))

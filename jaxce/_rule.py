@@ -16,6 +16,7 @@ from jaxce._rows import silence
 
 _Class = Float[Array, " classes"]
 _Number = Float[Array, ""]
+_Any = Float[Array, "*any"]
 
 #     z   the logits                          m   max z, a constant to every derivative
 #     t   the target: one-hot of y, or v q    T   Σ_c t_c  (1 for a label)
@@ -123,6 +124,7 @@ def _rule_forward(row: Row) -> tuple[Numbers, _Residuals]:
 def _rule_backward(residuals: _Residuals, cotangents: Numbers) -> tuple[Row]:
     row, numbers, vector_mass = residuals
     logits, maximum, log_sum = row.logits, row.maximum, numbers.log_sum
+    maximum = lax.optimization_barrier(maximum)
     if row.has_label and logits.dtype != maximum.dtype:
         # XLA:CPU would keep the forward pass's exp, in float32, for this one. Computing it again costs less.
         logits, maximum, log_sum = lax.optimization_barrier((logits, maximum, log_sum))
@@ -150,10 +152,7 @@ def slice_gradient(row: Row, numbers: Numbers, vector_mass: _Number | None, cota
     d_target = d_target_weights = d_class_vector = None
     d_log_sum, d_nll, d_spread, d_lead, d_mass = cotangents
     if row.has_label:
-        on_target = jnp.arange(z.shape[0], dtype=row.target.dtype) == row.target
-        p_target, p_target_minus_1 = _softmax(jnp.exp(-lead), log_sum)
-        d_on_target = d_log_sum * p_target + d_nll * p_target_minus_1 - d_lead
-        d_logits = jnp.where(on_target, d_on_target, (d_log_sum + d_nll) * p)
+        d_logits = (d_log_sum + d_nll) * p
     else:
         row = row._replace(target=silence(row.counts, row.target))
         target = _effective_target(row, dtype)
@@ -167,6 +166,13 @@ def slice_gradient(row: Row, numbers: Numbers, vector_mass: _Number | None, cota
         u = row.class_vector
         d_logits += d_spread * ((vector_mass - u) * p + u * p_minus_1)
         d_class_vector = d_spread * _zero_at_absent(u, z, distance)
+    if row.has_label:
+        p, p_minus_1 = _softmax(jnp.exp(-lead), log_sum)
+        d_on_label = d_log_sum * p + d_nll * p_minus_1 - d_lead
+        if row.class_vector is not None and d_spread is not None:
+            u = row.class_vector[jnp.clip(row.target, 0, z.shape[0] - 1)]
+            d_on_label += d_spread * ((vector_mass - u) * p + u * p_minus_1)
+        d_logits = _with_label(d_logits, row.target, d_on_label, is_final=row.logits.dtype == dtype)
     return row._replace(
         logits=d_logits,
         target=d_target,
@@ -175,6 +181,21 @@ def slice_gradient(row: Row, numbers: Numbers, vector_mass: _Number | None, cota
         counts=None,
         maximum=None,
     )
+
+
+def _with_label(values: _Class, label: Integer[Array, ""], on_label: _Number, *, is_final: bool) -> _Class:
+    """`values` with another number at the label's class, if it is one of them; `is_final` if nothing is done to it."""
+
+    def select(values, label, on_label):
+        return jnp.where(jnp.arange(values.shape[0], dtype=label.dtype) == label, on_label, values)
+
+    def scatter(values, label, on_label):
+        return values.at[jnp.where(label < 0, values.shape[0], label)].set(on_label, mode="drop")
+
+    # Accelerators fuse the comparison into what comes next. XLA:CPU's loop takes twice as long with one in it.
+    if not is_final:
+        return select(values, label, on_label)
+    return lax.platform_dependent(values, label, on_label, cpu=scatter, default=select)
 
 
 def _softmax(e, log_sum):
@@ -186,10 +207,11 @@ _rule.defvjp(_rule_forward, _rule_backward)
 measure = forward_mode(_rule)
 
 
-def row_maximum(logits: _Class, dtype: Any = None) -> _Number:
-    """What a row is measured from: its largest logit, a constant to every derivative; 0 for a row of −inf."""
-    maximum = lax.stop_gradient(jnp.max(logits)).astype(dtype or logits.dtype)
-    return jnp.where(jnp.isneginf(maximum), jnp.zeros_like(maximum), maximum)
+def row_maximum(logits: _Class, dtype: Any) -> _Number:
+    """What a row is measured from: its largest logit, a constant to every derivative, and never −inf."""
+    maximum = jnp.maximum(lax.stop_gradient(jnp.max(logits)).astype(dtype), jnp.finfo(dtype).min)
+    # Without the barrier XLA:CPU writes the maximum out for every logit.
+    return lax.optimization_barrier(maximum)
 
 
 def slice_row(row: Row) -> Slice:
@@ -208,7 +230,7 @@ def slice_row(row: Row) -> Slice:
         # The barrier keeps XLA:CPU from widening all logits for the sake of one.
         label = jnp.clip(row.target, 0, num_classes - 1)
         lead = jnp.maximum(row.maximum - lax.optimization_barrier(row.logits)[label].astype(dtype), 0)
-        others, *vector_excess = _sums(e * _is_other_class(num_classes, row.target, dtype), *spread_terms)
+        others, *vector_excess = _sums(jnp.minimum(e, _from_label(num_classes, row.target, dtype)), *spread_terms)
         sum_less_1 = others + jnp.where(here, jnp.expm1(-lead), -1)
         target_moment = Moment(jnp.where(here, lead, 0), here.astype(dtype))
     else:
@@ -226,19 +248,16 @@ def slice_row(row: Row) -> Slice:
 
 def merge(left: Slice, right: Slice) -> Slice:
     """The slice of two disjoint sets of one row's classes; as exact as the slices, also where one class dominates."""
-    # Slices of nothing but −inf have no say in where the sums are measured from.
-    left_max, right_max = (jnp.where(part.sum_less_1 == -1, -jnp.inf, part.maximum) for part in (left, right))
-    maximum = jnp.maximum(left_max, right_max)
-    maximum = jnp.where(jnp.isneginf(maximum), jnp.maximum(left.maximum, right.maximum), maximum)
-    is_left = left_max >= right_max
+    maximum = jnp.maximum(left.maximum, right.maximum)
+    is_left = left.maximum >= right.maximum
     top = jnp.where(is_left, left.sum_less_1, right.sum_less_1)
     rest = jnp.where(is_left, right.sum_less_1, left.sum_less_1) + 1
     gap = maximum - jnp.where(is_left, right.maximum, left.maximum)
-    sum_less_1 = top + jnp.where(rest == 0, 0, rest * jnp.exp(-gap))
+    sum_less_1 = top + rest * jnp.exp(-gap)
 
     def moment(left_moment: Moment, right_moment: Moment) -> Moment:
         shifted = [
-            part_moment.excess + part_moment.mass * (maximum - part.maximum)
+            part_moment.excess + _times(part_moment.mass, maximum - part.maximum)
             for part, part_moment in ((left, left_moment), (right, right_moment))
         ]
         return Moment(shifted[0] + shifted[1], left_moment.mass + right_moment.mass)
@@ -252,7 +271,7 @@ def _effective_target(row: Row, dtype) -> _Class:
     return target if row.target_weights is None else target * row.target_weights
 
 
-def _times(mass: _Class, distance: _Class) -> _Class:
+def _times(mass: _Any, distance: _Any) -> _Any:
     """The product with 0 · inf = 0: a class without mass adds nothing, however far it is."""
     return jnp.where(mass == 0, 0, mass * distance)
 
@@ -262,15 +281,15 @@ def _zero_at_absent(mass: _Class, z: _Class, distance: _Class) -> _Class:
     return jnp.where((mass == 0) & jnp.isneginf(z), 0, distance)
 
 
-def _is_other_class(num_classes: int, label: Integer[Array, ""], dtype) -> _Class:
-    """1 for every class but the label's, 0 for that one.
+def _from_label(num_classes: int, label: Integer[Array, ""], dtype) -> _Class:
+    """0 at the label's class, at least 1 at every other: the smaller of this and e ≤ 1 is e without the label.
 
-    min(|c − y|, 1) instead of a comparison: XLA:CPU fuses arithmetic into its fast reductions, and falls back to a slow
-    loop at a `select`. Exact while class numbers are exact in `dtype`.
+    |c − y| instead of a comparison: XLA:CPU fuses arithmetic into its fast reductions, and falls back to a slow loop at
+    a `select`. Exact while class numbers are exact in `dtype`.
     """
     if num_classes > 2**24:
         return (jnp.arange(num_classes, dtype=label.dtype) != label).astype(dtype)
-    return jnp.minimum(jnp.abs(jnp.arange(num_classes, dtype=dtype) - label.astype(dtype)), 1)
+    return jnp.abs(jnp.arange(num_classes, dtype=dtype) - label.astype(dtype))
 
 
 def _sums(*terms: _Class) -> list[_Number]:

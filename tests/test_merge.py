@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxce._rule import Row, merge, slice_row
+from jaxce._rule import Row, merge, row_maximum, slice_row
 
 ROWS = {
     "ordinary": [1.0, -2.0, 0.5, 3.0, 2.0, -1.0],
@@ -21,10 +21,8 @@ ROWS = {
 
 def _slice(logits, target, vector, start, stop):
     logits = logits[start:stop]
-    maximum = jnp.max(logits)
-    maximum = jnp.where(jnp.isneginf(maximum), 0, maximum)
     local = target - start if target.ndim == 0 else target[start:stop]
-    return slice_row(Row(logits, local, None, vector[start:stop], None, maximum))
+    return slice_row(Row(logits, local, None, vector[start:stop], None, row_maximum(logits, logits.dtype)))
 
 
 @pytest.mark.parametrize("edges", [(0, 3, 6), (0, 1, 6), (0, 1, 2, 3, 4, 5, 6), (0, 4, 5, 6)])
