@@ -136,5 +136,5 @@ def _widen_shared(loss: Any, rows: Rows) -> tuple[Any, Rows]:
 def _rows_per_block(head: Head) -> int:
     """How many rows of all classes fit into a block."""
     num_rows, num_classes = head.shape
-    block_bytes = 2**28 if head.block_bytes is None else head.block_bytes
+    block_bytes = 2**29 if head.block_bytes is None else head.block_bytes
     return max(1, min(num_rows, block_bytes // (4 * num_classes)))

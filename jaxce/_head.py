@@ -142,7 +142,7 @@ def classes_per_block(head: Head) -> int:
 
 
 def over_blocks(step: Callable[[_Carry, Any, int], _Carry], carry: _Carry, total: int, size: int) -> _Carry:
-    """Runs `carry = step(carry, start, size)` over 0 … total in blocks; the last is smaller where size leaves a rest."""
+    """Runs `carry = step(carry, start, size)` over 0 … total in blocks, of which the last may be smaller."""
     # Under checkpoint: a derivative of the loop must not keep every block.
     step = jax.checkpoint(step, prevent_cse=False, static_argnums=2)
     whole, rest = divmod(total, size)
@@ -192,11 +192,28 @@ def finish(products: Float[Array, "rows classes"], head: Head) -> Float[Array, "
     if head.bias is not None:
         logits += head.bias.astype(dtype)
     if head.softcap is not None:
-        softcap = head.softcap.astype(dtype)
-        is_infinite = jnp.isinf(logits)  # where the derivative by the cap would be 0 · inf
-        capped = jnp.tanh(jnp.where(is_infinite, 0, logits) / softcap)
-        logits = softcap * jnp.where(is_infinite, jnp.sign(logits), capped)
+        logits = _soft_cap(logits, head.softcap.astype(dtype))
     return logits if head.temperature is None else logits / head.temperature.astype(dtype)
+
+
+@jax.custom_jvp
+def _soft_cap(logits: Float[Array, "rows classes"], softcap: Float[Array, ""]) -> Float[Array, "rows classes"]:
+    return softcap * jnp.tanh(logits / softcap)
+
+
+@_soft_cap.defjvp
+def _push_soft_cap(primals, tangents):
+    """With t = capped / softcap: (1 − t²) d logits + (t − (logits / softcap) (1 − t²)) d softcap.
+
+    By the capped logits, which the rule keeps anyway: autodiff would keep the tanh too.
+    """
+    logits, softcap = primals
+    d_logits, d_softcap = tangents
+    capped = _soft_cap(logits, softcap)
+    t = capped / softcap
+    slope = (1 - t) * (1 + t)
+    finite = jnp.where(jnp.isinf(logits), 0, logits)  # inf · 0 is NaN
+    return capped, slope * d_logits + (t - finite / softcap * slope) * d_softcap
 
 
 def cut(array: Any, start: Any, size: int, axis: int = -1) -> Any:

@@ -93,8 +93,8 @@ def check_classes(
 ) -> ClassInputs:
     """Checks the arguments that losses over classes share.
 
-    `logits` may be a checked `Head`. `labels_only` is the name of a loss that is defined for class indices alone, `name`
-    what the caller calls the logits.
+    `logits` may be a checked `Head`. `labels_only` is the name of a loss that is defined for class indices alone,
+    `name` what the caller calls the logits.
     """
     logits = logits if isinstance(logits, Head) else check_floating(name, logits)
     axis = check_axis(axis, name, logits.shape)
@@ -151,8 +151,8 @@ def check_head(
     if kernel.ndim != 2 or kernel.shape[0] != width:
         hint = f" Is it (V, D)? Pass {kernel_name}.T." if kernel.ndim == 2 and kernel.shape[1] == width else ""
         raise ValueError(
-            f"`{kernel_name}` must have shape ({width}, V), the features of `{hidden_name}` first and the classes last; "
-            f"got {kernel.shape} with `{hidden_name}` of shape {hidden.shape}.{hint}"
+            f"`{kernel_name}` must have shape ({width}, V), features of `{hidden_name}` first and classes last; got "
+            f"{kernel.shape} with `{hidden_name}` of shape {hidden.shape}.{hint}"
         )
     if bias is not None:
         bias = check_floating(bias_name, bias)

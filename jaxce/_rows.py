@@ -18,8 +18,8 @@ from jaxce._types import MaskPerRow, PerRow
 class Rows(NamedTuple):
     """What a loss over classes computes on. Rows that do not count have label 0 and weight 0.
 
-    `counts` and `valid` are None where every row counts and no label can be wrong. With a `Head` for logits there is one
-    axis of rows.
+    `counts` and `valid` are None where every row counts and no label can be wrong. With a `Head` for logits there is
+    one axis of rows.
     """
 
     logits: Float[Array, "*rows classes"] | Head

@@ -227,10 +227,7 @@ def slice_row(row: Row) -> Slice:
     spread_terms = [] if u is None else [_times(u, distance)]
     if row.has_label:
         here = (row.target >= 0) & (row.target < num_classes)
-        # The barrier keeps XLA:CPU from widening all logits for the sake of one.
-        label = jnp.clip(row.target, 0, num_classes - 1)
-        lead = jnp.maximum(row.maximum - lax.optimization_barrier(row.logits)[label].astype(dtype), 0)
-        others, *vector_excess = _sums(jnp.minimum(e, _from_label(num_classes, row.target, dtype)), *spread_terms)
+        others, lead, vector_excess = _sums_of_label(row, e, distance, spread_terms)
         sum_less_1 = others + jnp.where(here, jnp.expm1(-lead), -1)
         target_moment = Moment(jnp.where(here, lead, 0), here.astype(dtype))
     else:
@@ -281,15 +278,24 @@ def _zero_at_absent(mass: _Class, z: _Class, distance: _Class) -> _Class:
     return jnp.where((mass == 0) & jnp.isneginf(z), 0, distance)
 
 
-def _from_label(num_classes: int, label: Integer[Array, ""], dtype) -> _Class:
-    """0 at the label's class, at least 1 at every other: the smaller of this and e ≤ 1 is e without the label.
+def _sums_of_label(row: Row, e: _Class, distance: _Class, terms: list) -> tuple[_Number, _Number, list]:
+    """The sum of `e`, which is at most 1, over all classes but the label's, the label's distance, the sums of `terms`.
 
-    |c − y| instead of a comparison: XLA:CPU fuses arithmetic into its fast reductions, and falls back to a slow loop at
-    a `select`. Exact while class numbers are exact in `dtype`.
+    XLA:CPU has a fast reduction that fuses with arithmetic alone: |c − y| stands in it for a comparison with the label,
+    whose logit is gathered then. For rows longer than 2^15 it is the slower one, and the loop that takes anything picks
+    the label as it goes.
     """
-    if num_classes > 2**24:
-        return (jnp.arange(num_classes, dtype=label.dtype) != label).astype(dtype)
-    return jnp.abs(jnp.arange(num_classes, dtype=dtype) - label.astype(dtype))
+    num_classes, label = e.shape[0], row.target
+    if num_classes > 2**15:
+        on_label = jnp.arange(num_classes, dtype=label.dtype) == label
+        others, lead, *sums = _sums(jnp.where(on_label, 0, e), jnp.where(on_label, distance, 0), *terms)
+    else:
+        from_label = jnp.abs(jnp.arange(num_classes, dtype=e.dtype) - label.astype(e.dtype))
+        others, *sums = _sums(jnp.minimum(e, from_label), *terms)
+        # The barrier keeps XLA:CPU from widening all logits for the sake of one.
+        logit = lax.optimization_barrier(row.logits)[jnp.clip(label, 0, num_classes - 1)]
+        lead = row.maximum - logit.astype(e.dtype)
+    return others, jnp.maximum(lead, 0), sums
 
 
 def _sums(*terms: _Class) -> list[_Number]:

@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxce._head import HeadRows, measure_head
@@ -68,8 +67,7 @@ def summarize(
         ValueError: shapes, `axis` or NumPy labels do not fit.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> import jaxce
+        >>>         >>> import jaxce
         >>> summary = jaxce.summarize(jnp.zeros((1, 4)), jnp.array([2]), class_vector=jnp.ones(4))
         >>> print(summary.log_z.round(4), summary.nll.round(4), summary.spread.round(4))
         [1.3863] [1.3863] [5.5452]
