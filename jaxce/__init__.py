@@ -7,6 +7,9 @@ from jaxce._elementwise import binary_focal_loss as binary_focal_loss
 from jaxce._elementwise import l1_loss as l1_loss
 from jaxce._elementwise import mse_loss as mse_loss
 from jaxce._linear import linear_cross_entropy as linear_cross_entropy
+from jaxce._linear import linear_distillation_loss as linear_distillation_loss
+from jaxce._linear import linear_focal_loss as linear_focal_loss
+from jaxce._linear import linear_poly_loss as linear_poly_loss
 from jaxce._losses import cross_entropy as cross_entropy
 from jaxce._losses import focal_loss as focal_loss
 from jaxce._losses import poly_loss as poly_loss
@@ -16,6 +19,7 @@ from jaxce._scores import multi_margin_loss as multi_margin_loss
 from jaxce._scores import nll_loss as nll_loss
 from jaxce._summary import Summary as Summary
 from jaxce._summary import summarize as summarize
+from jaxce._summary import summarize_linear as summarize_linear
 
 __all__ = [
     "MeanParts",
@@ -27,11 +31,15 @@ __all__ = [
     "focal_loss",
     "l1_loss",
     "linear_cross_entropy",
+    "linear_distillation_loss",
+    "linear_focal_loss",
+    "linear_poly_loss",
     "mse_loss",
     "multi_margin_loss",
     "nll_loss",
     "poly_loss",
     "reduce_losses",
     "summarize",
+    "summarize_linear",
     "torch",
 ]

@@ -1,17 +1,19 @@
 """The distance between two models' predictions."""
 
-from functools import partial
-from typing import Unpack, overload
+from dataclasses import replace
+from typing import Any, NamedTuple, Unpack, overload
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxce._inputs import check_reduction, check_scalar, check_teacher
-from jaxce._reduction import MeanParts, reduce_rows
-from jaxce._rows import read_classes, silence
+from jaxce._divergence import Heads, measure_divergence
+from jaxce._inputs import Head, check_reduction, check_scalar, check_teacher
+from jaxce._losses import reduce_class_loss
+from jaxce._reduction import MeanParts
+from jaxce._rows import Rows, silence
 from jaxce._summary import summarize_rows
-from jaxce._types import Logits, Reduction, RowMask, RowOptions, RowWeights, Scalar, ToArray, ToParts
+from jaxce._types import Logits, PerRow, Reduction, RowMask, RowOptions, RowWeights, Scalar, ToArray, ToParts
 
 
 @overload
@@ -81,18 +83,25 @@ def distillation_loss(
     inputs = check_teacher(logits, teacher_logits, axis, weights, where)
     temperature = check_scalar("temperature", temperature, low=0, open_low=True)
     check_reduction(reduction)
-    return _distillation_loss(inputs, temperature, reduction=reduction)
+    return reduce_class_loss(Distillation(temperature), inputs, reduction=reduction)
 
 
-@partial(jax.jit, static_argnames="reduction", inline=True)
-def _distillation_loss(inputs, temperature, *, reduction):
-    rows = read_classes(inputs)
-    temperature = temperature.astype(rows.dtype)
-    student, teacher = (
-        silence(rows.counts, logits.astype(rows.dtype)) / temperature for logits in (rows.logits, rows.targets)
-    )
-    rows = rows._replace(targets=jax.nn.softmax(teacher))
-    cross = summarize_rows(rows._replace(logits=student)).nll
-    entropy = summarize_rows(rows._replace(logits=teacher)).nll
-    losses = jnp.square(temperature) * (cross - entropy)
-    return reduce_rows(losses, rows.counts, rows.weights, reduction=reduction)
+class Distillation(NamedTuple):
+    """The distillation loss per row, before the weights of rows; the teacher's logits are the rows' targets."""
+
+    temperature: Any
+
+    def __call__(self, rows: Rows) -> PerRow:
+        temperature = self.temperature.astype(rows.dtype)
+        if isinstance(rows.logits, Head):
+            student, teacher = (replace(head, temperature=temperature) for head in (rows.logits, rows.targets))
+            divergence = measure_divergence(Heads(student, teacher, rows.counts)).divergence
+            divergence = silence(rows.counts, divergence.astype(rows.dtype))
+        else:
+            student, teacher = (
+                silence(rows.counts, logits.astype(rows.dtype)) / temperature for logits in (rows.logits, rows.targets)
+            )
+            rows = rows._replace(targets=jax.nn.softmax(teacher))
+            cross = summarize_rows(rows._replace(logits=student)).nll
+            divergence = cross - summarize_rows(rows._replace(logits=teacher)).nll
+        return jnp.square(temperature) * divergence

@@ -47,7 +47,7 @@ class HeadRows(NamedTuple):
     def block(self, start: Any, size: int) -> "HeadRows":
         """The same rows over some of the classes."""
         return HeadRows(
-            replace(self.head, kernel=cut(self.head.kernel, start, size), bias=cut(self.head.bias, start, size)),
+            block_of(self.head, start, size),
             self.targets - start if self.has_labels else cut(self.targets, start, size),
             cut(self.target_weights, start, size),
             cut(self.class_vector, start, size),
@@ -105,18 +105,8 @@ def _rule_backward(residuals: tuple[HeadRows, HeadNumbers], cotangents: HeadNumb
         d_row = jax.vmap(slice_gradient, in_axes=(_ROW_AXES, 0, None, 0))(
             _row(block, logits, maximum), numbers, vector_mass, cotangents.numbers
         )
-        d_products, d_head = pullback(d_row.logits)
-        d_hidden, d_kernel = project_back(d_products, block.head, rows.counts)
-        head = gradient.head
         return HeadRows(
-            replace(
-                head,
-                hidden=head.hidden + d_hidden,
-                kernel=put(head.kernel, d_kernel, start),
-                bias=put(head.bias, d_head.bias, start),
-                softcap=add(head.softcap, d_head.softcap),
-                temperature=add(head.temperature, d_head.temperature),
-            ),
+            add_to_gradient(gradient.head, block.head, pullback(d_row.logits), rows.counts, start),
             gradient.targets if rows.has_labels else put(gradient.targets, d_row.target, start),
             put(gradient.target_weights, _sum_rows(d_row.target_weights), start),
             put(gradient.class_vector, _sum_rows(d_row.class_vector), start),
@@ -124,13 +114,18 @@ def _rule_backward(residuals: tuple[HeadRows, HeadNumbers], cotangents: HeadNumb
         )
 
     zeros = jax.tree.map(jnp.zeros_like, rows._replace(counts=None, targets=None if rows.has_labels else rows.targets))
-    zeros = zeros._replace(head=replace(zeros.head, hidden=zeros.head.hidden.astype(dtype)))
+    zeros = zeros._replace(head=no_gradient(rows.head))
     gradient = over_blocks(add_block, zeros, rows.head.shape[-1], classes_per_block(rows.head))
-    return (gradient._replace(head=replace(gradient.head, hidden=gradient.head.hidden.astype(rows.head.hidden.dtype))),)
+    return (gradient._replace(head=rounded(gradient.head, rows.head)),)
 
 
 _rule.defvjp(_rule_forward, _rule_backward)
 measure_head = forward_mode(_rule)
+
+
+def block_of(head: Head, start: Any, size: int) -> Head:
+    """The head of some of the classes."""
+    return replace(head, kernel=cut(head.kernel, start, size), bias=cut(head.bias, start, size))
 
 
 def classes_per_block(head: Head) -> int:
@@ -173,6 +168,31 @@ def project_back(
     d_hidden = _dot(d_products, kernel, 1, 1)
     # 0 · NaN is NaN: what a row that does not count holds must not meet the kernel's gradient.
     return d_hidden, _dot(silence(counts, hidden), d_products, 0, 0)
+
+
+def no_gradient(head: Head) -> Head:
+    """Zeros to add the gradients of blocks to: hidden's in the dtype of the arithmetic, as every block adds to it."""
+    zeros = jax.tree.map(jnp.zeros_like, head)
+    return replace(zeros, hidden=zeros.hidden.astype(accumulator(head)))
+
+
+def add_to_gradient(gradient: Head, block: Head, d_finish: tuple[Array, Head], counts: Any, start: Any) -> Head:
+    """The gradient of a head with that of a block in it, given what the pullback of `finish` returned for the block."""
+    d_products, d_block = d_finish
+    d_hidden, d_kernel = project_back(d_products, block, counts)
+    return replace(
+        gradient,
+        hidden=gradient.hidden + d_hidden.astype(gradient.hidden.dtype),
+        kernel=put(gradient.kernel, d_kernel, start),
+        bias=put(gradient.bias, d_block.bias, start),
+        softcap=_add(gradient.softcap, d_block.softcap),
+        temperature=_add(gradient.temperature, d_block.temperature),
+    )
+
+
+def rounded(gradient: Head, head: Head) -> Head:
+    """The gradient in the dtypes of the head."""
+    return replace(gradient, hidden=gradient.hidden.astype(head.hidden.dtype))
 
 
 def _operands(head: Head) -> tuple[Array, Array]:
@@ -232,8 +252,7 @@ def put(array: Any, block: Any, start: Any, axis: int = -1) -> Any:
     return lax.dynamic_update_slice_in_dim(array, block.astype(array.dtype), start, axis)
 
 
-def add(total: Any, term: Any) -> Any:
-    """The sum, or None of None."""
+def _add(total: Any, term: Any) -> Any:
     return None if total is None else total + term
 
 

@@ -126,9 +126,8 @@ def check_classes(
 
 def check_teacher(logits: Any, teacher_logits: Any, axis: int, weights: Any, where: Any) -> ClassInputs:
     """Checks the arguments of a loss whose targets are logits themselves."""
-    if not isinstance(logits, Head):
-        logits = check_floating("logits", logits)
-        teacher_logits = check_floating("teacher_logits", teacher_logits)
+    logits = check_floating("logits", logits)
+    teacher_logits = check_floating("teacher_logits", teacher_logits)
     if teacher_logits.shape != logits.shape:
         raise ValueError(
             f"`teacher_logits` must have the shape of `logits`, {logits.shape}; got {teacher_logits.shape}. "
@@ -175,6 +174,22 @@ def check_recompute(recompute: Any) -> None:
         raise TypeError(
             f"`recompute` must be True, False or None, known when the function is traced; got {recompute!r}."
         )
+
+
+def check_teacher_head(student: Head, teacher: Head, weights: Any, where: Any) -> ClassInputs:
+    """Checks that two heads have the same rows and classes, and the weights of the rows."""
+    rows, teacher_rows = student.shape[:-1], teacher.shape[:-1]
+    if teacher_rows != rows:
+        raise ValueError(
+            f"`teacher_hidden` must have the rows of `hidden`, {rows}, and features last; got {teacher.hidden.shape}."
+        )
+    if teacher.shape != student.shape:
+        raise ValueError(
+            f"`teacher_kernel` must have the {student.shape[-1]} classes of `kernel` last; got {teacher.kernel.shape}. "
+            "Do both models share the classes?"
+        )
+    weights, where = check_weights_and_mask(weights, where, rows)
+    return ClassInputs(student, teacher, weights, None, where, len(rows), None)
 
 
 def check_class_vector(name: str, vector: Any, num_classes: int) -> Any:

@@ -7,13 +7,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxce._distillation import Distillation
 from jaxce._forward_gradient import total_loss
 from jaxce._inputs import (
+    ClassInputs,
     check_classes,
     check_head,
     check_recompute,
     check_reduction,
     check_scalar,
+    check_teacher_head,
     present,
 )
 from jaxce._losses import CrossEntropy, Focal, Poly
@@ -30,6 +33,9 @@ from jaxce._types import (
     RowMask,
     RowWeights,
     Scalar,
+    TeacherHidden,
+    TeacherKernel,
+    TeacherOptions,
     ToArray,
     ToParts,
 )
@@ -134,27 +140,312 @@ def linear_cross_entropy(
         Wijmans et al., Cut Your Losses in Large-Vocabulary Language Models, 2024.
         Gemma Team, Gemma 2: Improving Open Language Models at a Practical Size, 2024 (soft-capping).
     """
-    inputs = check_classes(
-        check_head(hidden, kernel, bias, softcap, block_bytes),
-        targets,
-        weights=weights,
-        class_weights=class_weights,
-        where=where,
-        ignore_index=ignore_index,
-        name="hidden · kernel",
-    )
+    inputs = _check(hidden, kernel, targets, bias, softcap, weights, class_weights, where, ignore_index, block_bytes)
     label_smoothing = check_scalar("label_smoothing", label_smoothing, low=0, high=1)
     z_loss = check_scalar("z_loss", z_loss, low=0)
     loss = CrossEntropy(present(label_smoothing), present(z_loss))
     return _reduce(loss, inputs, reduction, recompute)
 
 
+@overload
+def linear_focal_loss(
+    hidden: Hidden,
+    kernel: Kernel,
+    targets: Labels,
+    *,
+    gamma: Scalar = ...,
+    reduction: ToParts,
+    **options: Unpack[LinearOptions],
+) -> MeanParts: ...
+@overload
+def linear_focal_loss(
+    hidden: Hidden,
+    kernel: Kernel,
+    targets: Labels,
+    *,
+    gamma: Scalar = ...,
+    reduction: ToArray = ...,
+    **options: Unpack[LinearOptions],
+) -> Array: ...
+def linear_focal_loss(
+    hidden: Hidden,
+    kernel: Kernel,
+    targets: Labels,
+    *,
+    gamma: Scalar = 2.0,
+    bias: ClassVector | None = None,
+    softcap: Scalar | None = None,
+    weights: RowWeights | None = None,
+    class_weights: ClassVector | None = None,
+    where: RowMask | None = None,
+    ignore_index: int | None = None,
+    block_bytes: int | None = None,
+    recompute: bool | None = None,
+    reduction: Reduction = "mean",
+) -> Array | MeanParts:
+    """Focal loss over the classes of hidden · kernel, without the logits ever being held.
+
+    What `focal_loss` is to `cross_entropy`, this is to `linear_cross_entropy`: w_y (1 − p_y)^γ (−log p_y).
+
+    Args:
+        hidden: (..., D), any floating dtype.
+        kernel: (D, V), any floating dtype.
+        targets: labels in [0, V), any integer dtype, shape (...).
+        gamma: γ ≥ 0, scalar.
+        bias: (V,), floating.
+        softcap: s > 0, scalar; the logits are s · tanh((hidden · kernel + bias) / s).
+        weights: weights of the rows, the shape of the losses (...).
+        class_weights: (V,), real; they weigh the loss and the mean's divisor.
+        where: boolean, the shape of the losses; rows where it is false are not read.
+        ignore_index: label of rows that do not count.
+        block_bytes: what one block of logits may take in float32, as in `linear_cross_entropy`.
+        recompute: whether the backward pass makes the logits again, as in `linear_cross_entropy`.
+        reduction: "mean", "sum", "none" or "parts".
+
+    Returns:
+        float32 (float64 for float64 inputs), as `linear_cross_entropy`.
+
+    Raises:
+        TypeError: `targets` are distributions, or a dtype is wrong.
+        ValueError: a shape, `gamma`, `softcap`, `block_bytes`, `reduction` or a NumPy label is wrong.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxce
+        >>> hidden, kernel = jnp.array([[2.0, 0.0]]), jnp.eye(2)
+        >>> print(f"{jaxce.linear_focal_loss(hidden, kernel, jnp.array([0])):.6f}")
+        0.001804
+
+    References:
+        Lin et al., Focal Loss for Dense Object Detection, 2017.
+    """
+    inputs = _check(
+        hidden,
+        kernel,
+        targets,
+        bias,
+        softcap,
+        weights,
+        class_weights,
+        where,
+        ignore_index,
+        block_bytes,
+        "linear_focal_loss",
+    )
+    gamma = check_scalar("gamma", gamma, low=0)
+    return _reduce(Focal(gamma), inputs, reduction, recompute)
+
+
+@overload
+def linear_poly_loss(
+    hidden: Hidden,
+    kernel: Kernel,
+    targets: Labels,
+    *,
+    epsilon: Scalar = ...,
+    reduction: ToParts,
+    **options: Unpack[LinearOptions],
+) -> MeanParts: ...
+@overload
+def linear_poly_loss(
+    hidden: Hidden,
+    kernel: Kernel,
+    targets: Labels,
+    *,
+    epsilon: Scalar = ...,
+    reduction: ToArray = ...,
+    **options: Unpack[LinearOptions],
+) -> Array: ...
+def linear_poly_loss(
+    hidden: Hidden,
+    kernel: Kernel,
+    targets: Labels,
+    *,
+    epsilon: Scalar = 1.0,
+    bias: ClassVector | None = None,
+    softcap: Scalar | None = None,
+    weights: RowWeights | None = None,
+    class_weights: ClassVector | None = None,
+    where: RowMask | None = None,
+    ignore_index: int | None = None,
+    block_bytes: int | None = None,
+    recompute: bool | None = None,
+    reduction: Reduction = "mean",
+) -> Array | MeanParts:
+    """Poly-1 loss over the classes of hidden · kernel, without the logits ever being held.
+
+    What `poly_loss` is to `cross_entropy`, this is to `linear_cross_entropy`: w_y (−log p_y + ε (1 − p_y)).
+
+    Args:
+        hidden: (..., D), any floating dtype.
+        kernel: (D, V), any floating dtype.
+        targets: labels in [0, V), any integer dtype, shape (...).
+        epsilon: ε, scalar.
+        bias: (V,), floating.
+        softcap: s > 0, scalar; the logits are s · tanh((hidden · kernel + bias) / s).
+        weights: weights of the rows, the shape of the losses (...).
+        class_weights: (V,), real; they weigh the loss and the mean's divisor.
+        where: boolean, the shape of the losses; rows where it is false are not read.
+        ignore_index: label of rows that do not count.
+        block_bytes: what one block of logits may take in float32, as in `linear_cross_entropy`.
+        recompute: whether the backward pass makes the logits again, as in `linear_cross_entropy`.
+        reduction: "mean", "sum", "none" or "parts".
+
+    Returns:
+        float32 (float64 for float64 inputs), as `linear_cross_entropy`.
+
+    Raises:
+        TypeError: `targets` are distributions, or a dtype is wrong.
+        ValueError: a shape, `epsilon`, `softcap`, `block_bytes`, `reduction` or a NumPy label is wrong.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxce
+        >>> hidden, kernel = jnp.array([[2.0, 0.0]]), jnp.eye(2)
+        >>> print(f"{jaxce.linear_poly_loss(hidden, kernel, jnp.array([0])):.4f}")
+        0.2461
+
+    References:
+        Leng et al., PolyLoss: A Polynomial Expansion Perspective of Classification Loss Functions, 2022.
+    """
+    inputs = _check(
+        hidden,
+        kernel,
+        targets,
+        bias,
+        softcap,
+        weights,
+        class_weights,
+        where,
+        ignore_index,
+        block_bytes,
+        "linear_poly_loss",
+    )
+    epsilon = check_scalar("epsilon", epsilon)
+    return _reduce(Poly(epsilon), inputs, reduction, recompute)
+
+
+@overload
+def linear_distillation_loss(
+    hidden: Hidden,
+    kernel: Kernel,
+    teacher_hidden: TeacherHidden,
+    teacher_kernel: TeacherKernel,
+    *,
+    temperature: Scalar = ...,
+    reduction: ToParts,
+    **options: Unpack[TeacherOptions],
+) -> MeanParts: ...
+@overload
+def linear_distillation_loss(
+    hidden: Hidden,
+    kernel: Kernel,
+    teacher_hidden: TeacherHidden,
+    teacher_kernel: TeacherKernel,
+    *,
+    temperature: Scalar = ...,
+    reduction: ToArray = ...,
+    **options: Unpack[TeacherOptions],
+) -> Array: ...
+def linear_distillation_loss(
+    hidden: Hidden,
+    kernel: Kernel,
+    teacher_hidden: TeacherHidden,
+    teacher_kernel: TeacherKernel,
+    *,
+    temperature: Scalar = 1.0,
+    bias: ClassVector | None = None,
+    softcap: Scalar | None = None,
+    teacher_bias: ClassVector | None = None,
+    teacher_softcap: Scalar | None = None,
+    weights: RowWeights | None = None,
+    where: RowMask | None = None,
+    block_bytes: int | None = None,
+    recompute: bool | None = None,
+    reduction: Reduction = "mean",
+) -> Array | MeanParts:
+    """Distance of a linear head's softened predictions from a teacher's, without the logits of either being held.
+
+    The loss is that of `distillation_loss` on the logits of both heads, T² KL(softmax(teacher / T) ‖ softmax(z / T)).
+    The teacher receives a gradient too: wrap what belongs to it in `jax.lax.stop_gradient` unless both are trained,
+    and its gradient is not computed.
+
+    Args:
+        hidden: the student's, (..., D), any floating dtype.
+        kernel: the student's, (D, V), any floating dtype.
+        teacher_hidden: (..., E), any floating dtype; its own width E.
+        teacher_kernel: (E, V), any floating dtype.
+        temperature: T > 0, scalar.
+        bias: the student's, (V,), floating.
+        softcap: the student's s > 0, scalar; the logits are s · tanh((hidden · kernel + bias) / s).
+        teacher_bias: (V,), floating.
+        teacher_softcap: > 0, scalar.
+        weights: weights of the rows, the shape of the losses (...).
+        where: boolean, the shape of the losses; rows where it is false are not read.
+        block_bytes: what one block of the student's logits may take in float32, as in `linear_cross_entropy`. The
+            teacher's block comes beside it.
+        recompute: whether the backward pass makes the logits again, as in `linear_cross_entropy`.
+        reduction: "mean", "sum", "none" or "parts".
+
+    Returns:
+        float32 (float64 for float64 inputs), as `linear_cross_entropy`. 0 where student and teacher agree.
+
+    Raises:
+        TypeError: a dtype is wrong, or `recompute` is not a bool.
+        ValueError: a shape, `temperature`, a softcap, `block_bytes` or `reduction` is wrong.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxce
+        >>> student, teacher = jnp.array([[1.0, 0.0]]), jnp.array([[3.0, 0.0]])
+        >>> loss = jaxce.linear_distillation_loss(student, jnp.eye(2), teacher, jnp.eye(2), temperature=2.0)
+        >>> print(f"{loss:.4f}")
+        0.3610
+
+    References:
+        Hinton et al., Distilling the Knowledge in a Neural Network, 2015.
+    """
+    student = check_head(hidden, kernel, bias, softcap, block_bytes)
+    teacher = check_head(teacher_hidden, teacher_kernel, teacher_bias, teacher_softcap, block_bytes, prefix="teacher_")
+    inputs = check_teacher_head(student, teacher, weights, where)
+    temperature = check_scalar("temperature", temperature, low=0, open_low=True)
+    return _reduce(Distillation(temperature), inputs, reduction, recompute)
+
+
+def _check(
+    hidden: Any,
+    kernel: Any,
+    targets: Any,
+    bias: Any,
+    softcap: Any,
+    weights: Any,
+    class_weights: Any,
+    where: Any,
+    ignore_index: Any,
+    block_bytes: Any,
+    labels_only: str | None = None,
+) -> ClassInputs:
+    return check_classes(
+        check_head(hidden, kernel, bias, softcap, block_bytes),
+        targets,
+        weights=weights,
+        class_weights=class_weights,
+        where=where,
+        ignore_index=ignore_index,
+        labels_only=labels_only,
+        name="hidden · kernel",
+    )
+
+
 def _reduce(loss: Any, inputs: Any, reduction: str, recompute: bool | None) -> Any:
     check_reduction(reduction)
     check_recompute(recompute)
-    if recompute is None:
-        recompute = jnp.dtype(inputs.logits.kernel.dtype).itemsize < 4
-    return reduce_linear_loss(loss, inputs, reduction=reduction, recompute=recompute)
+    return reduce_linear_loss(loss, inputs, reduction=reduction, recompute=recomputes(recompute, inputs))
+
+
+def recomputes(recompute: bool | None, inputs: ClassInputs) -> bool:
+    """Whether the backward pass makes the logits again; of None, by the rule that `linear_cross_entropy` states."""
+    return inputs.logits.kernel.dtype.itemsize < 4 if recompute is None else recompute
 
 
 @partial(jax.jit, static_argnames=("reduction", "recompute"), inline=True)

@@ -85,7 +85,7 @@ class Moment(NamedTuple):
     excess: _Number
     mass: _Number
 
-    def distance(self, log_sum: _Number) -> _Number:
+    def distance(self, log_sum: _Any) -> _Any:
         """Σ t (log_z − z)."""
         return self.excess + self.mass * log_sum
 

@@ -3,13 +3,14 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxce._head import HeadRows, measure_head
-from jaxce._inputs import Head, accumulator, check_class_vector, check_classes
+from jaxce._inputs import Head, accumulator, check_class_vector, check_classes, check_head
 from jaxce._rows import Rows, loud, read_classes, silence
 from jaxce._rule import Numbers, Row, measure, row_maximum
-from jaxce._types import ClassVector, Distributions, Labels, Logits, PerRow, RowMask
+from jaxce._types import ClassVector, Distributions, Hidden, Kernel, Labels, Logits, PerRow, RowMask, Scalar
 
 _Class = Float[Array, " classes"]
 
@@ -67,7 +68,8 @@ def summarize(
         ValueError: shapes, `axis` or NumPy labels do not fit.
 
     Example:
-        >>>         >>> import jaxce
+        >>> import jax.numpy as jnp
+        >>> import jaxce
         >>> summary = jaxce.summarize(jnp.zeros((1, 4)), jnp.array([2]), class_vector=jnp.ones(4))
         >>> print(summary.log_z.round(4), summary.nll.round(4), summary.spread.round(4))
         [1.3863] [1.3863] [5.5452]
@@ -77,9 +79,57 @@ def summarize(
     return _summarize(inputs, class_vector)
 
 
+def summarize_linear(
+    hidden: Hidden,
+    kernel: Kernel,
+    targets: Labels | Distributions,
+    *,
+    bias: ClassVector | None = None,
+    softcap: Scalar | None = None,
+    class_vector: ClassVector | None = None,
+    where: RowMask | None = None,
+    block_bytes: int | None = None,
+) -> Summary:
+    """Summarizes every row of hidden · kernel, without the logits ever being held.
+
+    For a loss of your own over a linear head, as `summarize` is for one over logits. The backward pass makes the logits
+    again, block by block of classes.
+
+    Args:
+        hidden: (..., D), any floating dtype.
+        kernel: (D, V), any floating dtype.
+        targets: labels in [0, V), any integer dtype, shape (...); or distributions (..., V), floating.
+        bias: (V,), floating.
+        softcap: s > 0, scalar; the logits are s · tanh((hidden · kernel + bias) / s).
+        class_vector: (V,), e.g. ones, class weights or a prior, for `spread`.
+        where: boolean, the shape of the rows (...). A row where it is false has a summary of zeros with zero gradient.
+        block_bytes: what one block of logits may take in float32, as in `linear_cross_entropy`.
+
+    Returns:
+        a `Summary`, as `summarize`.
+
+    Raises:
+        TypeError: a dtype is wrong, or contradicts the shape of `targets`.
+        ValueError: a shape, `softcap`, `block_bytes` or a NumPy label is wrong.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxce
+        >>> summary = jaxce.summarize_linear(jnp.zeros((1, 8)), jnp.ones((8, 4)), jnp.array([2]))
+        >>> print(summary.log_z.round(4), summary.nll.round(4))
+        [1.3863] [1.3863]
+    """
+    head = check_head(hidden, kernel, bias, softcap, block_bytes)
+    inputs = check_classes(head, targets, where=where, name="hidden · kernel")
+    return _summarize(inputs, check_class_vector("class_vector", class_vector, head.shape[-1]))
+
+
 @jax.jit
 def _summarize(inputs, class_vector):
-    return summarize_rows(read_classes(inputs), class_vector=class_vector)
+    summary = summarize_rows(read_classes(inputs), class_vector=class_vector)
+    if not isinstance(inputs.logits, Head):
+        return summary
+    return jax.tree.map(lambda number: jnp.reshape(number, inputs.logits.shape[:-1]), summary)
 
 
 def summarize_rows(rows: Rows, *, class_vector: _Class | None = None, target_weights: _Class | None = None) -> Summary:

@@ -18,6 +18,8 @@ Labels = Integer[ArrayLike, "*rows"]
 Distributions = Float[ArrayLike, "*rows classes"]
 Hidden = Float[ArrayLike, "*rows features"]
 Kernel = Float[ArrayLike, "features classes"]
+TeacherHidden = Float[ArrayLike, "*rows teacher_features"]
+TeacherKernel = Float[ArrayLike, "teacher_features classes"]
 RowWeights = Float[ArrayLike, "*rows"]
 RowMask = Bool[ArrayLike, "*rows"]
 ClassVector = Float[ArrayLike, " classes"]
@@ -63,3 +65,10 @@ class HeadOptions(TypedDict, total=False):
 
 class LinearOptions(LabelOptions, HeadOptions, total=False):
     """Options of a linear head's losses over classes."""
+
+
+class TeacherOptions(RowOptions, HeadOptions, total=False):
+    """Options of a linear head's distance from another."""
+
+    teacher_bias: ClassVector | None
+    teacher_softcap: Scalar | None

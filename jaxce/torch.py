@@ -29,13 +29,15 @@ from jaxce._inputs import (
     check_classes,
     check_elements,
     check_floating,
+    check_head,
     check_scalar,
     present,
 )
+from jaxce._linear import recomputes, reduce_linear_loss
 from jaxce._losses import CrossEntropy, reduce_class_loss
 from jaxce._reduction import reduce_rows
 from jaxce._scores import multi_margin_loss_core, nll_loss_core
-from jaxce._types import ArrayLike, ClassVector, Distributions, Elements, Labels, Logits, Scalar
+from jaxce._types import ArrayLike, ClassVector, Distributions, Elements, Hidden, Labels, Logits, Scalar
 
 _Reduction = Literal["none", "mean", "sum"]
 
@@ -45,6 +47,9 @@ _NAMES = {
     "predictions": "input",
     "targets": "target",
     "class_weights": "weight",
+    "hidden": "input",
+    "kernel": "linear_weight",
+    "bias": "linear_bias",
     "weights": "weight",
     "axis": "dim",
 }
@@ -125,6 +130,69 @@ def cross_entropy(
     )
     label_smoothing = check_scalar("label_smoothing", label_smoothing, low=0, high=1)
     return reduce_class_loss(CrossEntropy(present(label_smoothing)), inputs, reduction=how)
+
+
+@_speaks_torch
+def linear_cross_entropy(
+    input: Hidden,
+    linear_weight: ArrayLike,
+    target: Labels | Distributions,
+    *,
+    linear_bias: ClassVector | None = None,
+    weight: ClassVector | None = None,
+    reduction: _Reduction = "mean",
+    ignore_index: int | None = None,
+    label_smoothing: Scalar = 0.0,
+) -> Array:
+    """`torch.nn.functional.linear_cross_entropy`, without its `options`. See `jaxce.linear_cross_entropy`.
+
+    The loss is that of `cross_entropy` on input · linear_weightᵀ + linear_bias, whose logits are not held.
+
+    Args:
+        input: (D,) or (N, D), floating.
+        linear_weight: (C, D), floating.
+        target: labels, () or (N,), integer; or probabilities, (C,) or (N, C), floating.
+        linear_bias: (C,), floating.
+        weight: (C,), the class weights.
+        reduction: "none", "mean" or "sum".
+        ignore_index: label of rows that do not count; None is −100 for labels.
+        label_smoothing: ε in [0, 1].
+
+    Returns:
+        float32 (float64 for float64 inputs), as `cross_entropy`. NaN for the mean over nothing.
+
+    Raises:
+        TypeError: a dtype is wrong.
+        ValueError: a shape, `reduction`, `label_smoothing` or a NumPy label is wrong; `ignore_index` with
+            probabilities.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxce
+        >>> loss = jaxce.torch.linear_cross_entropy(jnp.ones((4, 2)), jnp.eye(1000, 2), jnp.array([0, 1, 2, -100]))
+        >>> print(f"{loss:.4f}")
+        6.2445
+
+    References:
+        https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.linear_cross_entropy.html
+    """
+    how = _check_reduction(reduction, None, None)
+    linear_weight = check_floating("linear_weight", linear_weight)
+    if linear_weight.ndim != 2:
+        raise ValueError(f"`linear_weight` must have shape (C, D); got {linear_weight.shape}.")
+    is_distribution = jnp.issubdtype(as_array("targets", target).dtype, jnp.floating)
+    if ignore_index is None and not is_distribution:
+        ignore_index = -100
+    inputs = check_classes(
+        check_head(input, linear_weight.T, linear_bias, None),
+        target,
+        class_weights=weight,
+        ignore_index=ignore_index,
+        name="hidden · kernel",
+    )
+    label_smoothing = check_scalar("label_smoothing", label_smoothing, low=0, high=1)
+    recompute = recomputes(None, inputs)
+    return reduce_linear_loss(CrossEntropy(present(label_smoothing)), inputs, reduction=how, recompute=recompute)
 
 
 @_speaks_torch
