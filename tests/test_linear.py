@@ -1,0 +1,313 @@
+"""The linear head is the dense loss: values and all gradients, by both ways, in blocks of any size."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend import core
+
+import jaxce
+
+N, D, E, V = 7, 5, 3, 11
+RNG = np.random.default_rng(3)
+LABELS = RNG.integers(0, V, N)
+WHERE = np.arange(N) != 2
+# Logits of a spread of 1 to 3: among larger ones a phantom class would be invisible.
+ARRAYS = {
+    "hidden": RNG.normal(size=(N, D)),
+    "kernel": RNG.normal(size=(D, V)),
+    "bias": RNG.normal(size=V),
+    "softcap": np.array(3.0),
+    "weights": RNG.uniform(0.5, 2, N),
+    "class_weights": RNG.uniform(0.5, 2, V),
+    "label_smoothing": np.array(0.1),
+    "z_loss": np.array(0.05),
+    "targets": RNG.uniform(0.1, 1, (N, V)),
+    "gamma": np.array(1.5),
+    "epsilon": np.array(0.7),
+    "teacher_hidden": RNG.normal(size=(N, E)),
+    "teacher_kernel": RNG.normal(size=(E, V)),
+    "teacher_bias": RNG.normal(size=V),
+    "teacher_softcap": np.array(2.0),
+    "temperature": np.array(1.5),
+}
+HEAD = {"hidden", "kernel", "bias", "softcap"}
+SETTINGS = ["bias", "softcap", "weights", "class_weights", "label_smoothing", "z_loss", "where", "ignore_index"]
+TEACHER = ["teacher_hidden", "teacher_kernel", "temperature"]
+
+# The loss, and the names of its options, by the name of a case.
+ALONE = {
+    f"{name}, {target}": ("cross_entropy", [name, target]) for name in SETTINGS for target in ("labels", "targets")
+}
+del ALONE["ignore_index, targets"]
+MIXED = {
+    "labels": ("cross_entropy", ["labels"]),
+    "distributions": ("cross_entropy", ["targets"]),
+    "all, labels": ("cross_entropy", [*SETTINGS, "labels"]),
+    "all, distributions": ("cross_entropy", [*SETTINGS[:-1], "targets"]),
+    "half, labels": ("cross_entropy", ["bias", "class_weights", "label_smoothing", "where", "labels"]),
+    "half, distributions": ("cross_entropy", ["softcap", "class_weights", "z_loss", "weights", "targets"]),
+    "focal": ("focal_loss", ["gamma", "softcap", "class_weights", "where", "labels"]),
+    "poly": ("poly_loss", ["epsilon", "bias", "weights", "ignore_index", "labels"]),
+    "distillation": ("distillation_loss", TEACHER),
+    "distillation, all": (
+        "distillation_loss",
+        [*TEACHER, "bias", "softcap", "teacher_bias", "teacher_softcap", "weights", "where"],
+    ),
+}
+CASES = ALONE | MIXED
+
+
+def _options(names):
+    options = {"where": jnp.asarray(WHERE)} if "where" in names else {}
+    return options | ({"ignore_index": int(LABELS[0])} if "ignore_index" in names else {})
+
+
+def _logits(hidden, kernel, bias=None, softcap=None):
+    logits = hidden @ kernel if bias is None else hidden @ kernel + bias
+    return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
+
+
+def _dense(loss, arguments, options):
+    student = {name: arguments[name] for name in arguments if name in HEAD}
+    teacher = {name[8:]: arguments[name] for name in arguments if name.startswith("teacher_")}
+    rest = {name: array for name, array in arguments.items() if name not in HEAD and not name.startswith("teacher_")}
+    targets = _logits(**teacher) if teacher else rest.pop("targets", LABELS)
+    return getattr(jaxce, loss)(_logits(**student), targets, **rest, **options)
+
+
+def _linear(loss, arguments, options):
+    targets = {} if "teacher_hidden" in arguments or "targets" in arguments else {"targets": LABELS}
+    return getattr(jaxce, f"linear_{loss}")(**arguments, **targets, **options)
+
+
+def _arguments(names):
+    return {name: jnp.asarray(ARRAYS[name]) for name in ("hidden", "kernel", *names) if name in ARRAYS}
+
+
+def _assert_close(results, expected, rtol=1e-10):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol), results, expected)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_both_ways_equal_the_dense_loss(name, x64):
+    """Blocks of 1, of a prime, of V−1, V, V+1 and 2V classes, and of so many rows: each in one compiled function."""
+    loss, names = CASES[name]
+    arguments, options = _arguments(names), _options(names)
+    cotangent = jnp.asarray(RNG.normal(size=N))
+
+    def sum_of(losses):
+        return jnp.vdot(cotangent, losses)
+
+    expected = jax.jit(jax.value_and_grad(lambda a: _dense(loss, a, options)))(arguments)
+    of_rows = jax.jit(jax.value_and_grad(lambda a: sum_of(_dense(loss, a, options | {"reduction": "none"}))))(arguments)
+    blocks = (1, 3, V - 1, V, V + 1, 2 * V) if name in MIXED else (3,)
+
+    @jax.jit
+    def results(arguments):
+        by_blocks = {}
+        for size in blocks:
+            for recompute, bytes_of_one in ((True, 4 * N), (False, 4 * V)):
+                how = options | {"recompute": recompute, "block_bytes": size * bytes_of_one}
+                by_blocks[size, recompute] = jax.value_and_grad(lambda a, how=how: _linear(loss, a, how))(arguments)
+        how = options | {"block_bytes": 3 * 4 * N, "reduction": "none"}
+        return by_blocks, jax.value_and_grad(lambda a: sum_of(_linear(loss, a, how)))(arguments)
+
+    by_blocks, by_rows = results(arguments)
+    for result in by_blocks.values():
+        _assert_close(result, expected)
+    _assert_close(by_rows, of_rows)
+
+
+@pytest.mark.parametrize("name", ["all, labels", "distillation, all"])
+def test_every_mode_works_and_falls_over_to_recomputing(name, x64):
+    loss, names = CASES[name]
+    arguments, options = _arguments(names), _options(names)
+    direction = jax.tree.map(lambda array: jnp.asarray(RNG.normal(size=array.shape)), arguments)
+
+    def modes(f):
+        grad = jax.grad(f)
+        rows = jnp.stack([arguments["hidden"], 1.1 * arguments["hidden"]])
+        return {
+            "value": f(arguments),
+            "jvp": jax.jvp(f, (arguments,), (direction,)),
+            "jvp of grad": jax.jvp(grad, (arguments,), (direction,))[1],
+            "grad of grad": jax.grad(lambda a: sum(map(jnp.vdot, *map(jax.tree.leaves, (grad(a), direction)))))(
+                arguments
+            ),
+            "vmap of grad": jax.vmap(lambda hidden: grad(arguments | {"hidden": hidden}))(rows),
+            "scan of checkpoint": jax.grad(
+                lambda a: jax.lax.scan(lambda total, _: (total + jax.checkpoint(f)(a), None), 0.0, None, length=2)[0]
+            )(arguments),
+        }
+
+    expected = jax.jit(lambda: modes(lambda a: _dense(loss, a, options)))()
+    for recompute, block_bytes in ((True, 3 * 4 * N), (False, 3 * 4 * V)):
+        how = options | {"recompute": recompute, "block_bytes": block_bytes}
+        _assert_close(jax.jit(lambda how=how: modes(lambda a: _linear(loss, a, how)))(), expected, 1e-9)
+
+
+def test_reductions_shapes_and_summary_agree_with_the_dense_loss(x64):
+    hidden = jnp.asarray(RNG.normal(size=(2, 3, D)))
+    kernel, labels = jnp.asarray(ARRAYS["kernel"]), jnp.asarray([[1, 2, 3], [0, 1, -1]])
+    dense = functools.partial(jaxce.cross_entropy, hidden @ kernel, labels, ignore_index=-1)
+    for recompute in (True, False, None):
+        linear = functools.partial(
+            jaxce.linear_cross_entropy, hidden, kernel, labels, ignore_index=-1, recompute=recompute, block_bytes=100
+        )
+        for reduction in ("none", "sum", "mean", "parts"):
+            result, expected = linear(reduction=reduction), dense(reduction=reduction)
+            assert jax.tree.map(jnp.shape, result) == jax.tree.map(jnp.shape, expected)
+            _assert_close(result, expected)
+    vector = jnp.asarray(ARRAYS["class_weights"])
+    where = labels != -1
+    _assert_close(
+        jaxce.summarize_linear(
+            hidden, kernel, jnp.abs(labels), class_vector=vector, where=where, block_bytes=100
+        )._asdict(),
+        jaxce.summarize(hidden @ kernel, jnp.abs(labels), class_vector=vector, where=where)._asdict(),
+    )
+    one = jaxce.linear_cross_entropy(hidden[0, 0], kernel, labels[0, 0])
+    _assert_close(one, jaxce.cross_entropy(hidden[0, 0] @ kernel, labels[0, 0]))
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+def test_a_row_that_does_not_count_may_hold_anything(recompute):
+    hidden = jnp.asarray(ARRAYS["hidden"], jnp.float32).at[2].set(jnp.nan)
+    kernel, bias = (jnp.asarray(ARRAYS[name], jnp.float32) for name in ("kernel", "bias"))
+
+    def loss(hidden, kernel, bias, softcap):
+        return jaxce.linear_cross_entropy(
+            hidden,
+            kernel,
+            LABELS,
+            bias=bias,
+            softcap=softcap,
+            where=jnp.asarray(WHERE),
+            recompute=recompute,
+            block_bytes=100,
+        )
+
+    value, gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3)))(hidden, kernel, bias, jnp.float32(3))
+    clean = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3)))(hidden.at[2].set(0), kernel, bias, jnp.float32(3))
+    assert not gradients[0][2].any()
+    jax.tree.map(np.testing.assert_array_equal, (value, gradients), clean)
+    nothing = jax.value_and_grad(
+        lambda h: jaxce.linear_cross_entropy(h, kernel, LABELS, where=jnp.zeros(N, bool), recompute=recompute)
+    )
+    value, gradient = nothing(hidden)
+    assert value == 0
+    assert not gradient.any()
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+def test_edges(recompute, x64):
+    """Absent classes, wrong labels and empty batches, as in the dense loss."""
+    hidden, kernel = (jnp.asarray(ARRAYS[name]) for name in ("hidden", "kernel"))
+    bias = jnp.asarray(ARRAYS["bias"]).at[jnp.array([3, 4, 5])].set(-jnp.inf)  # a block of nothing
+
+    def of_bias(loss, how):
+        return jax.value_and_grad(lambda h, k, b: loss(h, k, b, how), argnums=(0, 1))(hidden, kernel, bias)
+
+    labels = jnp.asarray(np.where(np.isin(LABELS, (3, 4, 5)), 0, LABELS))
+    how = {"recompute": recompute, "block_bytes": 3 * 4 * (N if recompute else V)}
+    _assert_close(
+        of_bias(lambda h, k, b, how: jaxce.linear_cross_entropy(h, k, labels, bias=b, **how), how),
+        of_bias(lambda h, k, b, how: jaxce.cross_entropy(h @ k + b, labels, **how), {}),
+    )
+    wrong = labels.at[1].set(V)
+    gradient = jax.grad(lambda h: jaxce.linear_cross_entropy(h, kernel, wrong, **how))(hidden)
+    assert jnp.isnan(gradient[1]).all()
+    losses = jaxce.linear_cross_entropy(hidden, kernel, wrong, reduction="none", **how)
+    assert jnp.isnan(losses).tolist() == [row == 1 for row in range(N)]
+    empty = jax.value_and_grad(lambda k: jaxce.linear_cross_entropy(hidden[:0], k, labels[:0], **how))(kernel)
+    assert empty[0] == 0
+    assert not empty[1].any()
+
+
+def _matmul_flops(jaxpr):
+    """2 · M · N · K of every matrix multiplication, times the lengths of the loops that it is in."""
+    flops = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            ((contracted, _), _) = equation.params["dimension_numbers"]
+            depth = np.prod([equation.invars[0].aval.shape[axis] for axis in contracted])
+            flops += 2 * int(depth) * equation.outvars[0].aval.size
+        times = equation.params["length"] if equation.primitive.name == "scan" else 1
+        inner = [_matmul_flops(sub) for sub in core.jaxprs_in_params(equation.params)]
+        flops += times * sum(inner)
+    return flops
+
+
+@pytest.mark.parametrize("vocabulary", [12, 11])
+def test_matrix_multiplications(vocabulary):
+    hidden, kernel = jnp.ones((6, D)), jnp.ones((D, vocabulary))
+    labels = jnp.zeros(6, jnp.int32)
+    one = 2 * 6 * D * vocabulary
+
+    def count(function):
+        return _matmul_flops(jax.make_jaxpr(function)(hidden, kernel).jaxpr) / one
+
+    for recompute, wanted, one_block in ((True, 4, 6), (False, 3, vocabulary)):
+
+        def loss(h, k, recompute=recompute, one_block=one_block):
+            return jaxce.linear_cross_entropy(h, k, labels, recompute=recompute, block_bytes=16 * one_block)
+
+        assert count(loss) == 1
+        assert count(jax.grad(loss, argnums=(0, 1))) == wanted
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+@pytest.mark.parametrize("vocabulary", [50257, 131072])
+def test_bfloat16_is_as_exact_as_dense_float32_logits(vocabulary, recompute, x64, rng):
+    dtype = jnp.bfloat16
+    rows, width = 32, 16
+    hidden = jnp.asarray(rng.normal(size=(rows, width)), dtype)
+    kernel = jnp.asarray(2 * rng.normal(size=(width, vocabulary)) / width**0.5, dtype)
+    labels = jnp.asarray(rng.integers(0, vocabulary, rows))
+
+    def linear(h, k):
+        return jaxce.linear_cross_entropy(h, k, labels, recompute=recompute, block_bytes=2**20)
+
+    def dense(h, k):
+        return jaxce.cross_entropy(jnp.matmul(h, k, preferred_element_type=jnp.float32), labels)
+
+    def both(h, k):
+        return jax.value_and_grad(linear, argnums=(0, 1))(h, k), jax.value_and_grad(dense, argnums=(0, 1))(h, k)
+
+    exact = jax.jit(jax.value_and_grad(lambda h, k: jaxce.cross_entropy(h @ k, labels), argnums=(0, 1)))(
+        hidden.astype(jnp.float64), kernel.astype(jnp.float64)
+    )
+    result, plain = jax.jit(both)(hidden, kernel)
+    assert result[0].dtype == jnp.float32
+    assert all(gradient.dtype == dtype for gradient in result[1])
+    resolution = float(jnp.finfo(dtype).eps)
+    for ours, theirs, truth, table in zip(
+        jax.tree.leaves(result),
+        jax.tree.leaves(plain),
+        jax.tree.leaves(exact),
+        (1e-6, resolution, resolution),
+        strict=True,
+    ):
+
+        def error(values, truth=truth):
+            return float(jnp.linalg.norm(values.astype(jnp.float64) - truth) / jnp.linalg.norm(truth))
+
+        assert error(ours) <= error(theirs) + table
+
+
+def test_the_precision_of_the_multiplications_is_the_callers(x64):
+    def precisions(function):
+        text = str(jax.make_jaxpr(function)(jnp.ones((6, D)), jnp.ones((D, V))))
+        return text.count("dot_general["), text.count("Precision.HIGHEST")
+
+    for recompute in (True, False):
+        grad = jax.grad(
+            lambda h, k, r=recompute: jaxce.linear_cross_entropy(h, k, jnp.zeros(6, int), recompute=r), argnums=(0, 1)
+        )
+        with jax.default_matmul_precision("highest"):
+            dots, highest = precisions(grad)
+        assert dots > 0
+        assert highest == 2 * dots  # of either operand
