@@ -61,7 +61,7 @@ def total_loss(loss: Any, rows: Rows) -> Float[Array, ""]:
         value, gradients = value_and_gradients(*primals)
         # Gradients keep the dtype of the arithmetic until they have been multiplied by the derivative of the sum.
         terms = [
-            jnp.vdot(gradient, tangents[i].astype(gradient.dtype))
+            jnp.sum(gradient * tangents[i].astype(gradient.dtype))
             for i, gradient in zip(moving, gradients, strict=True)
         ]
         return value, sum(terms[1:], terms[0]).astype(value.dtype)

@@ -370,7 +370,8 @@ def _check_target_shape(
         if shape in without:
             hint = f" Is the class axis another one? Pass axis={without.index(shape)}."
         elif len(shape) == len(rows) and rows:
-            hint = f" Were the targets shifted and the {name} not?"
+            shifted = "hidden" if "hidden" in name else name
+            hint = f" Were the targets shifted and the {shifted} not?"
     raise ValueError(
         f"`targets` must have shape {rows} for class indices or {logits_shape} for probabilities, with `{name}` of "
         f"shape {logits_shape} and class axis {axis}; got {shape}.{hint}"

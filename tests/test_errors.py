@@ -32,6 +32,52 @@ CASES = {
         "`targets` must have shape (2, 5, 4) for class indices or (2, 5, 4, 4) for probabilities, with `logits` of shape "
         "(2, 5, 4, 4) and class axis 3; got (2, 4, 4). Is the class axis another one? Pass axis=1.",
     ),
+    "a kernel the other way round": (
+        lambda: jaxce.linear_cross_entropy(jnp.zeros((8, 64)), jnp.zeros((320, 64)), LABELS),
+        ValueError,
+        "`kernel` must have shape (64, V), features of `hidden` first and classes last; got (320, 64) with `hidden` of "
+        "shape (8, 64). Is it (V, D)? Pass kernel.T.",
+    ),
+    "labels of other tokens than hidden": (
+        lambda: jaxce.linear_cross_entropy(jnp.zeros((8, 128, 64)), jnp.zeros((64, 320)), jnp.zeros((8, 127), int)),
+        ValueError,
+        "`targets` must have shape (8, 128) for class indices or (8, 128, 320) for probabilities, with `hidden · kernel` "
+        "of shape (8, 128, 320) and class axis 2; got (8, 127). Were the targets shifted and the hidden not?",
+    ),
+    "a bias of other classes": (
+        lambda: jaxce.linear_cross_entropy(jnp.zeros((8, 64)), jnp.zeros((64, 320)), LABELS, bias=jnp.zeros(64)),
+        ValueError,
+        "`bias` must have shape (320,), one number for each class; got (64,).",
+    ),
+    "a softcap of 0": (
+        lambda: jaxce.linear_focal_loss(jnp.zeros((8, 64)), jnp.zeros((64, 320)), LABELS, softcap=0.0),
+        ValueError,
+        "`softcap` must be in (0, inf); got 0.0.",
+    ),
+    "no bytes for a block": (
+        lambda: jaxce.linear_poly_loss(jnp.zeros((8, 64)), jnp.zeros((64, 320)), LABELS, block_bytes=0),
+        ValueError,
+        "`block_bytes` must be positive; got 0.",
+    ),
+    "recompute that is no bool": (
+        lambda: jaxce.linear_cross_entropy(jnp.zeros((8, 64)), jnp.zeros((64, 320)), LABELS, recompute="auto"),
+        TypeError,
+        "`recompute` must be True, False or None, known when the function is traced; got 'auto'.",
+    ),
+    "a teacher of other rows": (
+        lambda: jaxce.linear_distillation_loss(
+            jnp.zeros((8, 64)), jnp.zeros((64, 320)), jnp.zeros((7, 32)), jnp.zeros((32, 320))
+        ),
+        ValueError,
+        "`teacher_hidden` must have the rows of `hidden`, (8,), and features last; got (7, 32).",
+    ),
+    "a teacher of other classes": (
+        lambda: jaxce.linear_distillation_loss(
+            jnp.zeros((8, 64)), jnp.zeros((64, 320)), jnp.zeros((8, 32)), jnp.zeros((32, 300))
+        ),
+        ValueError,
+        "`teacher_kernel` must have the 320 classes of `kernel` last; got (32, 300). Do both models share the classes?",
+    ),
     "labels with a last axis of 1": (
         _ce(LOGITS, jnp.zeros((8, 1), jnp.int32)),
         ValueError,

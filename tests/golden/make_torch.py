@@ -59,6 +59,12 @@ def draw(seed: int) -> dict[str, np.ndarray]:
             f"row_cotangent_{key}": rng.normal(0, 1, rows),
             f"cotangent_{key}": rng.normal(0, 1, shape),
         }
+    arrays |= {
+        "hidden_C": rng.normal(0, 1, 5),
+        "hidden_NC": rng.normal(0, 1, (3, 5)),
+        "linear_weight": rng.normal(0, 1, (NUM_CLASSES, 5)),
+        "linear_bias": rng.normal(0, 1, NUM_CLASSES),
+    }
     arrays["hard_NC"] = np.eye(NUM_CLASSES)[arrays["labels_NC"]]
     arrays["impossible_NC"] = np.where(np.arange(NUM_CLASSES) == 3, -np.inf, arrays["logits_NC"])
     return {name: np.asarray(array) for name, array in arrays.items()}
@@ -100,6 +106,7 @@ def _cases():
     for key, weight, (p, margin) in itertools.product(("C", "NC"), (False, True), ((1, 1.0), (1, -0.3), (2, 0.5))):
         arrays = {"input": f"logits_{key}", "target": f"labels_{key}"} | _weight(weight)
         yield from _reduced(f"margin-{key}", "multi_margin_loss", key, arrays, ("input",), {"p": p, "margin": margin})
+    yield from _linear()
     yield from _elementwise()
     for key, dims in {"S": (0,), "C": (0,), "NC": (0, 1, -1), "NC12": (1, 3)}.items():
         for loss, dim in itertools.product(("softmax", "log_softmax"), dims):
@@ -136,6 +143,18 @@ def _nothing():
     yield from _reduced("nothing", "cross_entropy", "empty", arrays, ("input", "target"), {"label_smoothing": 0.1})
     for loss in ("binary_cross_entropy_with_logits", "mse_loss", "l1_loss", "kl_div"):
         yield from _reduced("nothing", loss, "empty", arrays, ("input", "target"), {}, elements=True)
+
+
+def _linear():
+    head = {"linear_weight": "linear_weight", "linear_bias": "linear_bias"}
+    for key, weight, smoothing in itertools.product(("C", "NC"), (False, True), (0.0, 0.1)):
+        options = {"label_smoothing": smoothing}
+        arrays = {"input": f"hidden_{key}", "target": f"masked_{key}"} | head | _weight(weight)
+        yield from _reduced("linear", "linear_cross_entropy", key, arrays, ("input", *head), options)
+        arrays["target"] = f"probs_{key}"
+        yield from _reduced("linear", "linear_cross_entropy", key, arrays, tuple(arrays), options)
+    arrays = {"input": "hidden_NC", "target": "all_masked_NC", "linear_weight": "linear_weight"}
+    yield from _reduced("linear", "linear_cross_entropy", "NC", arrays, ("input", "linear_weight"), {})
 
 
 def _elementwise():
