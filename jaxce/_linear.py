@@ -98,8 +98,8 @@ def linear_cross_entropy(
     Args:
         hidden: (..., D), any floating dtype. The products with `kernel` are in the dtype of both, accumulated in at
             least float32; their precision is that of `jax.default_matmul_precision`.
-        kernel: (D, V), any floating dtype, as in `flax`'s Dense. Of tied embeddings (V, D) pass `embedding.T`, which
-            is not copied.
+        kernel: (D, V), any floating dtype, as in `flax`'s Dense. Of tied embeddings (V, D) pass `embedding.T`: GPUs
+            and TPUs read it as it lies.
         targets: labels in [0, V), any integer dtype, shape (...); or distributions (..., V), floating.
         bias: (V,), floating. −inf leaves a class out, unless there is a softcap.
         softcap: s > 0, scalar. Gemma 2 has 30.
@@ -110,7 +110,7 @@ def linear_cross_entropy(
         label_smoothing: ε in [0, 1].
         z_loss: λ ≥ 0.
         block_bytes: what one block of logits may take in float32. None is 64 MiB for blocks of classes, or as much as
-            512 classes need, and 256 MiB for blocks of rows. For N rows a block has max(1, block_bytes // 4N) classes,
+            512 classes need, and 512 MiB for blocks of rows. For N rows a block has max(1, block_bytes // 4N) classes,
             or max(1, block_bytes // 4V) rows.
         recompute: whether the backward pass makes the logits again. None does so where `kernel` is narrower than
             float32, so that its float32 gradient would be an array of its own, the largest of the step; and not
@@ -118,8 +118,9 @@ def linear_cross_entropy(
         reduction: "mean", "sum", "none" (which always recomputes) or "parts".
 
     Returns:
-        float32 (float64 for float64 inputs), as `cross_entropy`. Gradients have the dtype of their arrays. A label
-        outside [0, V) makes its loss NaN, and with it every gradient that is a sum over rows.
+        float32 (float64 for float64 inputs), as `cross_entropy`. Gradients have the dtype of their arrays; that of the
+        logits is rounded to the dtype of the products on its way to them, and in float16 classes less likely than 6e-8
+        vanish from it. A label outside [0, V) makes its loss NaN, and with it every gradient that is a sum over rows.
 
     Raises:
         TypeError: a dtype contradicts its meaning, an argument is no array, or `recompute` is not a bool.
@@ -454,7 +455,7 @@ def reduce_linear_loss(loss, inputs, *, reduction, recompute):
     rows = read_classes(inputs)
     row_weights = (rows.counts, rows.weights, rows.label_weights)
     if recompute or reduction == "none":
-        reduced = reduce_rows(loss(rows), *row_weights, reduction=reduction)
+        reduced: Any = reduce_rows(loss(rows), *row_weights, reduction=reduction)
         return jnp.reshape(reduced, inputs.logits.shape[:-1]) if reduction == "none" else reduced
     weight = total_weight(rows.logits.shape[0], rows.dtype, *row_weights)
     if reduction not in ("mean", "ratio"):

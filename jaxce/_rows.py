@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, Float
 
 from jaxce._inputs import ClassInputs, Head, accumulator
 from jaxce._types import MaskPerRow, PerRow
@@ -22,8 +22,8 @@ class Rows(NamedTuple):
     one axis of rows.
     """
 
-    logits: Float[Array, "*rows classes"] | Head
-    targets: Integer[Array, "*rows"] | Float[Array, "*rows classes"] | Head
+    logits: Any  # Float[Array, "*rows classes"] or Head
+    targets: Any  # Integer[Array, "*rows"], Float[Array, "*rows classes"] or Head
     counts: MaskPerRow | None
     valid: MaskPerRow | None
     weights: PerRow | None

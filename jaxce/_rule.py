@@ -133,10 +133,11 @@ def _rule_backward(residuals: _Residuals, cotangents: Numbers) -> tuple[Row]:
     return (gradient._replace(logits=gradient.logits.astype(row.logits.dtype)),)
 
 
-def slice_gradient(row: Row, numbers: Numbers, vector_mass: _Number | None, cotangents: Numbers) -> Row:
+def slice_gradient(row: Row, numbers: Numbers, vector_mass: Any, cotangents: Any) -> Row:
     """The rule's gradient at the classes at hand, given the numbers of the whole row.
 
-    In the row's dtypes, but for the logits': their gradient stays in the dtype of the arithmetic.
+    `vector_mass` is the sum of the class vector over all classes. The gradient is in the row's dtypes, but for the
+    logits': theirs stays in the dtype of the arithmetic.
     """
     dtype = row.maximum.dtype
     maximum, log_sum, lead, mass, vector_mass = (
@@ -150,7 +151,7 @@ def slice_gradient(row: Row, numbers: Numbers, vector_mass: _Number | None, cota
     distance = (maximum - z) + log_sum
 
     d_target = d_target_weights = d_class_vector = None
-    d_log_sum, d_nll, d_spread, d_lead, d_mass = cotangents
+    d_log_sum, d_nll, d_spread, d_lead, d_mass = cotangents  # None where the number is
     if row.has_label:
         d_logits = (d_log_sum + d_nll) * p
     else:

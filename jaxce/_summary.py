@@ -148,8 +148,9 @@ def summarize_rows(rows: Rows, *, class_vector: _Class | None = None, target_wei
         return _summarize_row(logits, target, target_weights, class_vector, counts, dtype)
 
     if isinstance(rows.logits, Head):
-        numbers = measure_head(HeadRows(rows.logits, rows.targets, target_weights, class_vector, rows.counts))
-        summary = _assemble(*jax.tree.map(lambda number: number.astype(dtype), numbers), rows.counts)
+        result = measure_head(HeadRows(rows.logits, rows.targets, target_weights, class_vector, rows.counts))
+        maximum, numbers = jax.tree.map(lambda number: number.astype(dtype), result)
+        summary = _assemble(maximum, numbers, rows.counts)
     else:
         for _ in rows.logits.shape[:-1]:
             summarize_row = jax.vmap(summarize_row)
