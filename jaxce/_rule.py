@@ -300,8 +300,30 @@ def _sums_of_label(row: Row, e: _Class, distance: _Class, terms: list) -> tuple[
 
 
 def _sums(*terms: _Class) -> list[_Number]:
-    """The sums of several arrays in one pass. Separate sums over a shared input would make XLA:CPU write it out."""
+    """The sums of several arrays in one pass. Separate sums over a shared input would make XLA:CPU write it out.
+
+    XLA:CPU adds the terms one by one. In long rows what every addition rounds off is summed too (Knuth's two-sum).
+    """
     if len(terms) == 1:
         return [jnp.sum(terms[0])]
     zeros = tuple(jnp.zeros((), term.dtype) for term in terms)
-    return list(lax.reduce(terms, zeros, lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True)), (0,)))
+    if terms[0].shape[0] <= 2**15:
+        return list(lax.reduce(terms, zeros, lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True)), (0,)))
+
+    count = len(terms)
+
+    def add(left, right):
+        sums = [x + y for x, y in zip(left[:count], right[:count], strict=True)]
+        errors = []
+        for i, total in enumerate(sums):
+            added = total - left[i]
+            rounded_off = (left[i] - (total - added)) + (right[i] - added)
+            errors.append(left[count + i] + right[count + i] + rounded_off)
+        return (*sums, *errors)
+
+    zeros_of_terms = tuple(jnp.zeros_like(term) for term in terms)
+    results = lax.reduce((*terms, *zeros_of_terms), (*zeros, *zeros), add, (0,))
+    return [
+        jnp.where(jnp.isfinite(total), total + error, total)
+        for total, error in zip(results[:count], results[count:], strict=True)
+    ]

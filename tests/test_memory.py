@@ -58,6 +58,20 @@ def test_temporaries_of_value_and_gradient_on_the_cpu(call, dtype):
     assert _temporaries(call, dtype) <= 0.01 * N * C * jnp.dtype(dtype).itemsize
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_temporaries_of_long_rows_on_the_cpu(dtype, smoothing):
+    """XLA:CPU has other reductions for rows of more than 2^15 classes."""
+    logits, labels = ShapeDtypeStruct((512, 50257), dtype), ShapeDtypeStruct((512,), jnp.int32)
+
+    def loss(logits, labels):
+        return jaxce.cross_entropy(logits, labels, label_smoothing=smoothing)
+
+    for function in (loss, jax.value_and_grad(loss)):
+        compiled = jax.jit(function).lower(logits, labels).compile()
+        assert compiled.memory_analysis().temp_size_in_bytes <= 0.01 * 512 * 50257 * jnp.dtype(dtype).itemsize
+
+
 @pytest.mark.parametrize("call", CALLS)
 def test_no_second_residual_over_the_classes(call, capsys):
     names, loss = CALLS[call]
