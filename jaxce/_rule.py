@@ -302,10 +302,11 @@ def _sums_of_label(row: Row, e: _Class, distance: _Class, terms: list) -> tuple[
 def _sums(*terms: _Class) -> list[_Number]:
     """The sums of several arrays in one pass. Separate sums over a shared input would make XLA:CPU write it out.
 
-    XLA:CPU adds the terms one by one. In long rows what every addition rounds off is summed too (Knuth's two-sum).
+    XLA:CPU adds the terms one by one. In long rows what every addition rounds off is summed too (Knuth's two-sum), and
+    beyond 2^20 classes, where that sum would round off as much, each array has a sum of its own after all.
     """
-    if len(terms) == 1:
-        return [jnp.sum(terms[0])]
+    if len(terms) == 1 or terms[0].shape[0] > 2**20:
+        return [jnp.sum(term) for term in terms]
     zeros = tuple(jnp.zeros((), term.dtype) for term in terms)
     if terms[0].shape[0] <= 2**15:
         return list(lax.reduce(terms, zeros, lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True)), (0,)))
