@@ -123,12 +123,12 @@ def _rule_forward(row: Row) -> tuple[Numbers, _Residuals]:
 
 def _rule_backward(residuals: _Residuals, cotangents: Numbers) -> tuple[Row]:
     row, numbers, vector_mass = residuals
-    logits, maximum, log_sum = row.logits, row.maximum, numbers.log_sum
-    maximum = lax.optimization_barrier(maximum)
+    # Without the barriers XLA:CPU would share with the forward pass, and for that write out, the maximum of every logit
+    # and, of labels with half-precision logits, a float32 exp.
+    logits, maximum = row.logits, lax.optimization_barrier(row.maximum)
     if row.has_label and logits.dtype != maximum.dtype:
-        # XLA:CPU would keep the forward pass's exp, in float32, for this one. Computing it again costs less.
-        logits, maximum, log_sum = lax.optimization_barrier((logits, maximum, log_sum))
-    numbers = numbers._replace(log_sum=log_sum)
+        logits, log_sum = lax.optimization_barrier((logits, numbers.log_sum))
+        numbers = numbers._replace(log_sum=log_sum)
     gradient = slice_gradient(row._replace(logits=logits, maximum=maximum), numbers, vector_mass, cotangents)
     return (gradient._replace(logits=gradient.logits.astype(row.logits.dtype)),)
 

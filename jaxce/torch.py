@@ -177,9 +177,12 @@ def linear_cross_entropy(
         https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.linear_cross_entropy.html
     """
     how = _check_reduction(reduction, None, None)
-    linear_weight = check_floating("linear_weight", linear_weight)
-    if linear_weight.ndim != 2:
-        raise ValueError(f"`linear_weight` must have shape (C, D); got {linear_weight.shape}.")
+    input, linear_weight = check_floating("input", input), check_floating("linear_weight", linear_weight)
+    if input.ndim == 0 or linear_weight.ndim != 2 or linear_weight.shape[1] != input.shape[-1]:
+        raise ValueError(
+            f"`linear_weight` must have shape (C, D), with D the last axis of `input`; got {linear_weight.shape} with "
+            f"`input` of shape {input.shape}."
+        )
     is_distribution = jnp.issubdtype(as_array("targets", target).dtype, jnp.floating)
     if ignore_index is None and not is_distribution:
         ignore_index = -100

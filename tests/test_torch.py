@@ -482,6 +482,21 @@ WRONG = {
     "a mask of errors": ("l1_loss", ((2,), (2,)), {"weight": np.ones(2, bool)}, TypeError, "`weight`"),
     "a column of predictions": ("mse_loss", ((2, 1), (2,)), {}, ValueError, "`target`.*`input`"),
     "a column of log-probabilities": ("kl_div", ((2, 1), (2,)), {}, ValueError, "`target`.*`input`"),
+    "a weight the other way round": (
+        "linear_cross_entropy",
+        ((2, 3), (3, 5), I32([0, 1])),
+        {},
+        ValueError,
+        r"`linear_weight`.*\(C, D\).*got \(3, 5\) with `input` of shape \(2, 3\)",
+    ),
+    "a head's bias": (
+        "linear_cross_entropy",
+        ((2, 3), (5, 3), I32([0, 1])),
+        {"linear_bias": F32([1, 2])},
+        ValueError,
+        r"`linear_bias` must have shape \(5,\)",
+    ),
+    "labels of a head": ("linear_cross_entropy", ((2, 3), (5, 3), I32([0])), {}, ValueError, "`target`.*`input"),
     "no such dim": ("softmax", ((2, 3), 2), {}, ValueError, "`dim`.*`input`"),
 }
 
