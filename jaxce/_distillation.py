@@ -10,10 +10,24 @@ from jaxtyping import Array
 from jaxce._divergence import Heads, measure_divergence
 from jaxce._inputs import Head, check_reduction, check_scalar, check_teacher
 from jaxce._losses import reduce_class_loss
+from jaxce._mesh import Classes, vary_rule
 from jaxce._reduction import MeanParts
 from jaxce._rows import Rows, silence
+from jaxce._rule import without_padding
 from jaxce._summary import summarize_rows
-from jaxce._types import Logits, PerRow, Reduction, RowMask, RowOptions, RowWeights, Scalar, ToArray, ToParts
+from jaxce._types import (
+    AxisName,
+    DistillationOptions,
+    Logits,
+    PerRow,
+    Reduction,
+    RowAxisNames,
+    RowMask,
+    RowWeights,
+    Scalar,
+    ToArray,
+    ToParts,
+)
 
 
 @overload
@@ -24,7 +38,7 @@ def distillation_loss(
     temperature: Scalar = ...,
     axis: int = ...,
     reduction: ToParts,
-    **options: Unpack[RowOptions],
+    **options: Unpack[DistillationOptions],
 ) -> MeanParts: ...
 @overload
 def distillation_loss(
@@ -34,7 +48,7 @@ def distillation_loss(
     temperature: Scalar = ...,
     axis: int = ...,
     reduction: ToArray = ...,
-    **options: Unpack[RowOptions],
+    **options: Unpack[DistillationOptions],
 ) -> Array: ...
 def distillation_loss(
     logits: Logits,
@@ -44,6 +58,9 @@ def distillation_loss(
     axis: int = -1,
     weights: RowWeights | None = None,
     where: RowMask | None = None,
+    num_classes: int | None = None,
+    class_axis_name: AxisName | None = None,
+    batch_axis_name: RowAxisNames | None = None,
     reduction: Reduction = "mean",
 ) -> Array | MeanParts:
     """Distance of a student's softened predictions from a teacher's.
@@ -61,6 +78,9 @@ def distillation_loss(
         axis: the class axis of both.
         weights: weights of the rows, the shape of the losses.
         where: boolean, the shape of the losses; rows where it is false are not read.
+        num_classes: how many classes are no padding, as in `cross_entropy`.
+        class_axis_name: mesh axes that split the classes, as in `cross_entropy`.
+        batch_axis_name: mesh axes that split the rows, as in `cross_entropy`.
         reduction: "mean", "sum", "none" or "parts".
 
     Returns:
@@ -80,7 +100,7 @@ def distillation_loss(
     References:
         Hinton et al., Distilling the Knowledge in a Neural Network, 2015.
     """
-    inputs = check_teacher(logits, teacher_logits, axis, weights, where)
+    inputs = check_teacher(logits, teacher_logits, axis, weights, where, num_classes, class_axis_name, batch_axis_name)
     temperature = check_scalar("temperature", temperature, low=0, open_low=True)
     check_reduction(reduction)
     return reduce_class_loss(Distillation(temperature), inputs, reduction=reduction)
@@ -95,13 +115,24 @@ class Distillation(NamedTuple):
         temperature = self.temperature.astype(rows.dtype)
         if isinstance(rows.logits, Head):
             student, teacher = (replace(head, temperature=temperature) for head in (rows.logits, rows.targets))
-            divergence = measure_divergence(Heads(student, teacher, rows.counts)).divergence
-            divergence = silence(rows.counts, divergence.astype(rows.dtype))
+            real = rows.classes.real(student.shape[-1])
+            heads = vary_rule(Heads(student, teacher, rows.counts, real, rows.classes))
+            divergence = silence(rows.counts, measure_divergence(heads).divergence.astype(rows.dtype))
         else:
             student, teacher = (
                 silence(rows.counts, logits.astype(rows.dtype)) / temperature for logits in (rows.logits, rows.targets)
             )
-            rows = rows._replace(targets=jax.nn.softmax(teacher))
+            rows = rows._replace(targets=_softmax(teacher, rows.classes))
             cross = summarize_rows(rows._replace(logits=student)).nll
             divergence = cross - summarize_rows(rows._replace(logits=teacher)).nll
         return jnp.square(temperature) * divergence
+
+
+def _softmax(logits: Array, classes: Classes) -> Array:
+    """The softmax over all classes, of the slice at hand; 0 for padding."""
+    logits = without_padding(logits, classes.real(logits.shape[-1]), -jnp.inf)
+    maximum = jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True))
+    if classes.axes:
+        maximum = jax.lax.pmax(maximum, classes.axes)
+    e = jnp.exp(logits - maximum)
+    return e / classes.sum(jnp.sum(e, -1, keepdims=True))

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from jaxce._autodiff import forward_mode
@@ -23,7 +24,9 @@ from jaxce._head import (
     rounded,
 )
 from jaxce._inputs import Head, accumulator
-from jaxce._rule import Moment, Row, Slice, merge, row_maximum, slice_row
+from jaxce._mesh import Classes, vary, varying
+from jaxce._rule import Row, row_maximum, slice_row, without_padding
+from jaxce._slice import Moment, Slice, empty, merge, merge_devices
 
 _PerRow = Float[Array, " rows"]
 
@@ -43,16 +46,30 @@ class Heads(NamedTuple):
     student: Head
     teacher: Head
     counts: Bool[Array, " rows"] | None
+    real: Any
+    classes: Classes
 
     @property
     def dtype(self) -> Any:
         """The dtype of the arithmetic."""
         return accumulator(self.student, self.teacher)
 
-    def logits(self, start: Any, size: int) -> tuple[tuple[Head, Array], ...]:
-        """The heads of a block of classes, and their products."""
-        blocks = [block_of(head, start, size) for head in (self.student, self.teacher)]
-        return tuple((block, project(block, self.counts, self.dtype)) for block in blocks)
+    def block(self, start: Any, size: int) -> "Heads":
+        """The same rows over some of the classes."""
+        student, teacher = (block_of(head, start, size) for head in (self.student, self.teacher))
+        real = None if self.real is None else self.real - start
+        return Heads(student, teacher, self.counts, real, self.classes)
+
+    def logits(self) -> list[tuple[Array, Any]]:
+        """The logits of student and teacher, and what takes a gradient of them to `add_to_gradient`."""
+
+        def held(head):
+            def of_products(products, head):
+                return without_padding(finish(products, head), self.real, -jnp.inf)
+
+            return jax.vjp(of_products, project(head, self.counts, self.dtype), head)
+
+        return [held(self.student), held(self.teacher)]
 
 
 class Distance(NamedTuple):
@@ -69,36 +86,36 @@ def _rule(heads: Heads) -> Distance:
     num_rows, num_classes = heads.student.shape
 
     def add_block(slices, start, size):
-        logits = [finish(products, block) for block, products in heads.logits(start, size)]
+        logits = [array for array, _ in heads.block(start, size).logits()]
         maxima = [jax.vmap(partial(row_maximum, dtype=dtype))(array) for array in logits]
         mass = jnp.exp(logits[1] - maxima[1][:, None])
         block = [
-            jax.vmap(lambda z, t, m: slice_row(Row(z, t, None, None, None, m)))(array, mass, maximum)
-            for array, maximum in zip(logits, maxima, strict=True)
+            jax.vmap(lambda z, t, m: slice_row(Row(z, t, None, None, None, m, None, heads.classes)))(array, mass, top)
+            for array, top in zip(logits, maxima, strict=True)
         ]
-        return _merge_pairs(slices, block)
+        maximum = jnp.maximum(slices[1].maximum, maxima[1])
+        return [
+            merge(*parts)
+            for parts in zip(
+                _scaled(slices, slices[1].maximum - maximum), _scaled(block, maxima[1] - maximum), strict=True
+            )
+        ]
 
-    nothing = Slice(
-        maximum=jnp.full(num_rows, jnp.finfo(dtype).min, dtype),
-        sum_less_1=jnp.full(num_rows, -1, dtype),
-        target=Moment(jnp.zeros(num_rows, dtype), jnp.zeros(num_rows, dtype)),
-        vector=None,
-    )
-    student, teacher = over_blocks(add_block, [nothing, nothing], num_classes, classes_per_block(heads.student))
+    nothing = vary(empty(num_rows, dtype), varying(heads))
+    parts = over_blocks(add_block, [nothing, nothing], num_classes, classes_per_block(heads.student))
+    if heads.classes.axes:
+        maximum = lax.pmax(parts[1].maximum, heads.classes.axes)
+        parts = [merge_devices(part, heads.classes) for part in _scaled(parts, parts[1].maximum - maximum)]
+    student, teacher = parts
     log_sums = (jnp.log1p(student.sum_less_1), jnp.log1p(teacher.sum_less_1))
     cross = (student.target.excess - teacher.target.excess) / teacher.target.mass
     return Distance(cross + (log_sums[0] - log_sums[1]), log_sums, (student.maximum, teacher.maximum))
 
 
-def _merge_pairs(left: list[Slice], right: list[Slice]) -> list[Slice]:
-    """Merges slices of students and teachers whose targets are measured from the teachers' maxima."""
-    maximum = jnp.maximum(left[1].maximum, right[1].maximum)
-
-    def scaled(pair):
-        scale = jnp.exp(pair[1].maximum - maximum)
-        return [part._replace(target=Moment(*(scale * number for number in part.target))) for part in pair]
-
-    return [merge(*parts) for parts in zip(scaled(left), scaled(right), strict=True)]
+def _scaled(slices: list[Slice], by: _PerRow) -> list[Slice]:
+    """Slices of student and teacher whose targets are measured from another maximum of the teacher."""
+    scale = jnp.exp(by)
+    return [part._replace(target=Moment(*(scale * number for number in part.target))) for part in slices]
 
 
 def _rule_forward(heads: Heads) -> tuple[Distance, tuple[Heads, Distance]]:
@@ -111,9 +128,8 @@ def _rule_backward(residuals: tuple[Heads, Distance], cotangents: Distance) -> t
     d_divergence, d_log_sums, _ = cotangents
 
     def add_block(gradients, start, size):
-        (student, student_products), (teacher, teacher_products) = heads.logits(start, size)
-        z, student_pullback = jax.vjp(finish, student_products, student)
-        t, teacher_pullback = jax.vjp(finish, teacher_products, teacher)
+        block = heads.block(start, size)
+        (z, student_pullback), (t, teacher_pullback) = block.logits()
 
         def of_row(z, t, d, d_log_sums, divergence, log_sums, maxima):
             log_p, log_q = (z - maxima[0]) - log_sums[0], (t - maxima[1]) - log_sums[1]
@@ -123,13 +139,13 @@ def _rule_backward(residuals: tuple[Heads, Distance], cotangents: Distance) -> t
 
         d_z, d_t = jax.vmap(of_row)(z, t, d_divergence, d_log_sums, divergence, log_sums, maxima)
         return [
-            add_to_gradient(gradients[0], student, student_pullback(d_z), heads.counts, start),
-            add_to_gradient(gradients[1], teacher, teacher_pullback(d_t), heads.counts, start),
+            add_to_gradient(gradients[0], block.student, student_pullback(d_z), heads.counts, start),
+            add_to_gradient(gradients[1], block.teacher, teacher_pullback(d_t), heads.counts, start),
         ]
 
     zeros = [no_gradient(heads.student), no_gradient(heads.teacher)]
     student, teacher = over_blocks(add_block, zeros, heads.student.shape[-1], classes_per_block(heads.student))
-    return (Heads(rounded(student, heads.student), rounded(teacher, heads.teacher), None),)
+    return (Heads(rounded(student, heads.student), rounded(teacher, heads.teacher), None, None, heads.classes),)
 
 
 _rule.defvjp(_rule_forward, _rule_backward)

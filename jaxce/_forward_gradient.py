@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from jaxce._head import cut, finish, over_blocks, project, project_back, put
 from jaxce._inputs import Head, accumulator
+from jaxce._mesh import over_axes, vary, varying
 from jaxce._rows import Rows
 
 _OF_ROWS = {"hidden", "targets", "counts", "valid", "weights"}  # fields with an axis of rows; all others are shared
@@ -32,7 +33,12 @@ def total_loss(loss: Any, rows: Rows) -> Float[Array, ""]:
             `CrossEntropy`.
         rows: with a `Head` for logits; `targets` may be a `Head` too.
     """
-    paths, structure = jax.tree.flatten_with_path((loss, rows))
+    row_axes = varying(loss, rows) - {*rows.classes.axes}
+    # What meets the classes is cast before the derivative is taken, so that its gradient is one device's own.
+    own = {*row_axes, *rows.classes.axes}
+    heads = {"logits": rows.logits} | ({"targets": rows.targets} if isinstance(rows.targets, Head) else {})
+    rows = rows._replace(**vary(heads, own))
+    paths, structure = jax.tree.flatten_with_path(vary((loss, rows), row_axes))
     leaves = [leaf for _, leaf in paths]
     of_rows = [path[-1].name in _OF_ROWS and path[0].idx == 1 for path, _ in paths]
 
@@ -64,7 +70,9 @@ def total_loss(loss: Any, rows: Rows) -> Float[Array, ""]:
             jnp.sum(gradient * tangents[i].astype(gradient.dtype))
             for i, gradient in zip(moving, gradients, strict=True)
         ]
-        return value, sum(terms[1:], terms[0]).astype(value.dtype)
+        # A gradient of one device's own is a part of the whole.
+        terms = [over_axes(term, tuple(varying(term) - varying(value))) for term in terms]
+        return value, vary(sum(terms[1:], terms[0]), varying(value)).astype(value.dtype)
 
     total.defjvp(push_total, symbolic_zeros=True)
     return total(*leaves)
@@ -91,9 +99,9 @@ def _by_blocks(leaves, structure, of_rows, moving) -> tuple[Float[Array, ""], li
             for i, gradient, term in zip(moving, gradients, terms, strict=True)
         ]
 
-    nothing = [jnp.zeros(leaves[i].shape, accumulator(leaves[i])) for i in moving]
-    num_rows = rows.logits.shape[0]
-    return over_blocks(add_block, (jnp.zeros((), rows.dtype), nothing), num_rows, _rows_per_block(rows.logits))
+    nothing = [jnp.zeros_like(leaves[i], accumulator(leaves[i])) for i in moving]
+    zero = vary(jnp.zeros((), rows.dtype), varying(leaves) - {*rows.classes.axes})
+    return over_blocks(add_block, (zero, nothing), rows.logits.shape[0], _rows_per_block(rows.logits))
 
 
 def _value_and_gradients(loss: Any, rows: Rows) -> tuple[Float[Array, ""], tuple[Any, Rows]]:

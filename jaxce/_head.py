@@ -7,7 +7,6 @@ applies the rule of `_rule` to it and multiplies the result into the gradients o
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -17,8 +16,10 @@ from jaxtyping import Array, Bool, Float, Integer
 
 from jaxce._autodiff import forward_mode
 from jaxce._inputs import Head, accumulator
+from jaxce._mesh import Classes, vary, varying
 from jaxce._rows import silence
-from jaxce._rule import Moment, Numbers, Row, Slice, merge, row_maximum, slice_gradient, slice_row
+from jaxce._rule import ROW_AXES, Numbers, Row, numbers_of, row_maximum, slice_gradient, slice_row
+from jaxce._slice import empty, merge, merge_devices
 
 _PerRow = Float[Array, " rows"]
 _PerClass = Float[Array, " classes"]
@@ -33,6 +34,8 @@ class HeadRows(NamedTuple):
     target_weights: _PerClass | None
     class_vector: _PerClass | None
     counts: Bool[Array, " rows"] | None
+    real: Any
+    classes: Classes
 
     @property
     def dtype(self) -> Any:
@@ -52,68 +55,54 @@ class HeadRows(NamedTuple):
             cut(self.target_weights, start, size),
             cut(self.class_vector, start, size),
             self.counts,
+            None if self.real is None else self.real - start,
+            self.classes,
         )
 
 
-class HeadNumbers(NamedTuple):
-    """The outputs of the rule: the numbers of every row, and the maximum they are measured from, a constant."""
-
-    maximum: _PerRow
-    numbers: Numbers
-
-
-_ROW_AXES = Row(logits=0, target=0, target_weights=None, class_vector=None, counts=0, maximum=0)  # pyright: ignore
-
-
 @jax.custom_vjp
-def _rule(rows: HeadRows) -> HeadNumbers:
+def _rule(rows: HeadRows) -> Numbers:
     dtype = rows.dtype
     num_rows, num_classes = rows.head.shape
 
     def add_block(slices, start, size):
         block = rows.block(start, size)
         logits = finish(project(block.head, rows.counts, dtype), block.head)
-        row = _row(block, logits, jax.vmap(partial(row_maximum, dtype=dtype))(logits))
-        return merge(slices, jax.vmap(slice_row, in_axes=(_ROW_AXES,))(row))
+        maximum = jax.vmap(lambda logits: row_maximum(logits, dtype, block.real))(logits)
+        return merge(slices, jax.vmap(slice_row, in_axes=(ROW_AXES,))(_row(block, logits, maximum)))
 
-    def zeros():
-        return jnp.zeros(num_rows, dtype)
-
-    nothing = Slice(
-        maximum=zeros() + jnp.finfo(dtype).min,
-        sum_less_1=zeros() - 1,
-        target=Moment(zeros(), zeros()),
-        vector=None if rows.class_vector is None else Moment(zeros(), zeros()),
-    )
-    whole = over_blocks(add_block, nothing, num_classes, classes_per_block(rows.head))
-    return HeadNumbers(whole.maximum, whole.numbers(has_label=rows.has_labels))
+    nothing = vary(empty(num_rows, dtype, has_vector=rows.class_vector is not None), varying(rows))
+    part = over_blocks(add_block, nothing, num_classes, classes_per_block(rows.head))
+    return numbers_of(merge_devices(part, rows.classes), has_label=rows.has_labels)
 
 
-def _rule_forward(rows: HeadRows) -> tuple[HeadNumbers, tuple[HeadRows, HeadNumbers]]:
-    results = measure_head(rows)  # the lifted rule, so that a second derivative meets the rule again
-    return results, (rows, results)
+def _rule_forward(rows: HeadRows) -> tuple[Numbers, tuple[HeadRows, Numbers]]:
+    numbers = measure_head(rows)  # the lifted rule, so that a second derivative meets the rule again
+    return numbers, (rows, numbers)
 
 
-def _rule_backward(residuals: tuple[HeadRows, HeadNumbers], cotangents: HeadNumbers) -> tuple[HeadRows]:
-    rows, (maximum, numbers) = residuals
+def _rule_backward(residuals: tuple[HeadRows, Numbers], cotangents: Numbers) -> tuple[HeadRows]:
+    rows, numbers = residuals
     dtype = rows.dtype
-    vector_mass = None if rows.class_vector is None else jnp.sum(rows.class_vector)
 
     def add_block(gradient: HeadRows, start, size):
         block = rows.block(start, size)
         logits, pullback = jax.vjp(finish, project(block.head, rows.counts, dtype), block.head)
-        d_row = jax.vmap(slice_gradient, in_axes=(_ROW_AXES, 0, None, 0))(
-            _row(block, logits, maximum), numbers, vector_mass, cotangents.numbers
-        )
+        row = _row(block, logits, numbers.maximum)
+        d_row = jax.vmap(slice_gradient, in_axes=(ROW_AXES, 0, 0))(row, numbers, cotangents)
         return HeadRows(
             add_to_gradient(gradient.head, block.head, pullback(d_row.logits), rows.counts, start),
             gradient.targets if rows.has_labels else put(gradient.targets, d_row.target, start),
             put(gradient.target_weights, _sum_rows(d_row.target_weights), start),
             put(gradient.class_vector, _sum_rows(d_row.class_vector), start),
             None,
+            None,
+            rows.classes,
         )
 
-    zeros = jax.tree.map(jnp.zeros_like, rows._replace(counts=None, targets=None if rows.has_labels else rows.targets))
+    zeros = jax.tree.map(
+        jnp.zeros_like, rows._replace(counts=None, real=None, targets=None if rows.has_labels else rows.targets)
+    )
     zeros = zeros._replace(head=no_gradient(rows.head))
     gradient = over_blocks(add_block, zeros, rows.head.shape[-1], classes_per_block(rows.head))
     return (gradient._replace(head=rounded(gradient.head, rows.head)),)
@@ -261,4 +250,5 @@ def _sum_rows(array: Any) -> Any:
 
 
 def _row(rows: HeadRows, logits: Float[Array, "rows classes"], maximum: _PerRow) -> Row:
-    return Row(logits, rows.targets, rows.target_weights, rows.class_vector, rows.counts, maximum)
+    _, targets, target_weights, class_vector, counts, real, classes = rows
+    return Row(logits, targets, target_weights, class_vector, counts, maximum, real, classes)

@@ -4,15 +4,18 @@ It is passed outside `jit`, with shapes, dtypes and NumPy values at hand, and te
 comes out is a pytree that the jitted half of a loss takes.
 """
 
+import math
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
+from jaxce._mesh import UNSPLIT, Classes, Split, check_rows_vary, find_split
 from jaxce._types import Reduction
 
 
@@ -50,13 +53,14 @@ class Head:
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["logits", "targets", "weights", "class_weights", "where"],
-    meta_fields=["axis", "ignore_index"],
+    meta_fields=["axis", "ignore_index", "num_classes", "split"],
 )
 @dataclass(frozen=True)
 class ClassInputs:
     """Checked arguments of a loss over classes, on their way into `jit`; `axis` is not negative.
 
-    The logits, and a teacher's that stand in `targets`, are an array or a `Head`.
+    The logits, and a teacher's that stand in `targets`, are an array or a `Head`. `num_classes` is None where no class
+    is padding.
     """
 
     logits: Any
@@ -65,7 +69,38 @@ class ClassInputs:
     class_weights: Any
     where: Any
     axis: int
-    ignore_index: int | None
+    ignore_index: int | None = None
+    num_classes: int | None = None
+    split: Split = UNSPLIT
+
+    @property
+    def classes(self) -> Classes:
+        """All the classes, of which the arrays may have a slice."""
+        axes = self.split.class_axes
+        slices = math.prod(jax.lax.axis_size(name) for name in axes)
+        number = slices * self.logits.shape[self.axis] if self.num_classes is None else self.num_classes
+        return Classes(number, axes, slices)
+
+    def specs(self) -> "ClassInputs":
+        """How the arrays are split over a mesh."""
+        rows, classes = self.split.rows_spec(), self.split.classes_spec()
+        targets_have_classes = isinstance(self.targets, Head) or jnp.issubdtype(self.targets.dtype, jnp.floating)
+
+        def over_classes(logits):
+            if not isinstance(logits, Head):
+                return self.split.spec(logits.ndim, self.axis)
+            kernel = PartitionSpec(None, *classes)
+            whole = PartitionSpec()
+            return replace(logits, hidden=rows, kernel=kernel, bias=classes, softcap=whole, temperature=whole)
+
+        return replace(
+            self,
+            logits=over_classes(self.logits),
+            targets=over_classes(self.targets) if targets_have_classes else rows,
+            weights=rows,
+            class_weights=classes,
+            where=rows,
+        )
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["values", "targets", "weights", "where"], meta_fields=[])
@@ -88,6 +123,9 @@ def check_classes(
     class_weights: Any = None,
     where: Any = None,
     ignore_index: int | None = None,
+    num_classes: int | None = None,
+    class_axis_name: Any = None,
+    batch_axis_name: Any = None,
     labels_only: str | None = None,
     name: str = "logits",
 ) -> ClassInputs:
@@ -96,10 +134,13 @@ def check_classes(
     `logits` may be a checked `Head`. `labels_only` is the name of a loss that is defined for class indices alone,
     `name` what the caller calls the logits.
     """
-    logits = logits if isinstance(logits, Head) else check_floating(name, logits)
+    if isinstance(logits, Head):
+        name = "hidden · kernel"
+    else:
+        logits = check_floating(name, logits)
     axis = check_axis(axis, name, logits.shape)
-    num_classes = logits.shape[axis]
-    if num_classes == 0:
+    size = logits.shape[axis]
+    if size == 0:
         raise ValueError(f"`{name}` must have at least one class; got shape {logits.shape} with class axis {axis}.")
     rows = logits.shape[:axis] + logits.shape[axis + 1 :]
     targets = as_array("targets", targets)
@@ -114,17 +155,48 @@ def check_classes(
             )
     if class_weights is not None:
         class_weights = _check_real("class_weights", class_weights)
-        if class_weights.shape != (num_classes,):
+        if class_weights.shape != (size,):
             raise ValueError(
-                f"`class_weights` must have shape ({num_classes},), one weight for each class along axis {axis} of "
+                f"`class_weights` must have shape ({size},), one weight for each class along axis {axis} of "
                 f"`{name}`; got {class_weights.shape}. Weights of rows go into `weights`."
             )
     weights, where = check_weights_and_mask(weights, where, rows)
-    _check_label_values(targets, num_classes, where, ignore_index)
-    return ClassInputs(logits, targets, weights, class_weights, where, axis, ignore_index)
+    inputs = ClassInputs(logits, targets, weights, class_weights, where, axis, ignore_index)
+    inputs = _check_mesh(inputs, name, num_classes, class_axis_name, batch_axis_name)
+    _check_label_values(targets, inputs.classes.number, where, ignore_index)
+    return inputs
 
 
-def check_teacher(logits: Any, teacher_logits: Any, axis: int, weights: Any, where: Any) -> ClassInputs:
+def _check_mesh(
+    inputs: ClassInputs, name: str, num_classes: int | None, class_axis_name: Any, batch_axis_name: Any
+) -> ClassInputs:
+    """Checks how the classes and the rows are split, and how many classes are real."""
+    logits = inputs.logits
+    if isinstance(logits, Head):
+        hidden = ("hidden", logits.hidden, logits.hidden.ndim - 1)
+        split = find_split(hidden, ("kernel", logits.kernel), class_axis_name, batch_axis_name)
+    else:
+        split = find_split((name, logits, inputs.axis), None, class_axis_name, batch_axis_name)
+    check_rows_vary(split, logits, inputs.targets, inputs.weights, inputs.where)
+    inputs = replace(inputs, split=split)
+    if num_classes is not None:
+        num_classes = _check_integer("num_classes", num_classes)
+        most = inputs.classes.number
+        if not 0 < num_classes <= most:
+            raise ValueError(f"`num_classes` must be in [1, {most}], the classes of `{name}`; got {num_classes}.")
+    return replace(inputs, num_classes=num_classes)
+
+
+def check_teacher(
+    logits: Any,
+    teacher_logits: Any,
+    axis: int,
+    weights: Any,
+    where: Any,
+    num_classes: int | None,
+    class_axis_name: Any,
+    batch_axis_name: Any,
+) -> ClassInputs:
     """Checks the arguments of a loss whose targets are logits themselves."""
     logits = check_floating("logits", logits)
     teacher_logits = check_floating("teacher_logits", teacher_logits)
@@ -135,7 +207,8 @@ def check_teacher(logits: Any, teacher_logits: Any, axis: int, weights: Any, whe
         )
     axis = check_axis(axis, "logits", logits.shape)
     weights, where = check_weights_and_mask(weights, where, logits.shape[:axis] + logits.shape[axis + 1 :])
-    return ClassInputs(logits, teacher_logits, weights, None, where, axis, None)
+    inputs = ClassInputs(logits, teacher_logits, weights, None, where, axis)
+    return _check_mesh(inputs, "logits", num_classes, class_axis_name, batch_axis_name)
 
 
 def check_head(
@@ -176,7 +249,15 @@ def check_recompute(recompute: Any) -> None:
         )
 
 
-def check_teacher_head(student: Head, teacher: Head, weights: Any, where: Any) -> ClassInputs:
+def check_teacher_head(
+    student: Head,
+    teacher: Head,
+    weights: Any,
+    where: Any,
+    num_classes: int | None,
+    class_axis_name: Any,
+    batch_axis_name: Any,
+) -> ClassInputs:
     """Checks that two heads have the same rows and classes, and the weights of the rows."""
     rows, teacher_rows = student.shape[:-1], teacher.shape[:-1]
     if teacher_rows != rows:
@@ -189,7 +270,8 @@ def check_teacher_head(student: Head, teacher: Head, weights: Any, where: Any) -
             "Do both models share the classes?"
         )
     weights, where = check_weights_and_mask(weights, where, rows)
-    return ClassInputs(student, teacher, weights, None, where, len(rows), None)
+    inputs = ClassInputs(student, teacher, weights, None, where, len(rows))
+    return _check_mesh(inputs, "hidden · kernel", num_classes, class_axis_name, batch_axis_name)
 
 
 def check_class_vector(name: str, vector: Any, num_classes: int) -> Any:

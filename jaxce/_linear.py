@@ -20,9 +20,11 @@ from jaxce._inputs import (
     present,
 )
 from jaxce._losses import CrossEntropy, Focal, Poly
-from jaxce._reduction import MeanParts, reduce_rows, reduce_total, total_weight
-from jaxce._rows import read_classes
+from jaxce._mesh import over_axes
+from jaxce._reduction import MeanParts, reduce_rows, total_weight
+from jaxce._rows import on_slices, read_classes
 from jaxce._types import (
+    AxisName,
     ClassVector,
     Distributions,
     Hidden,
@@ -30,6 +32,7 @@ from jaxce._types import (
     Labels,
     LinearOptions,
     Reduction,
+    RowAxisNames,
     RowMask,
     RowWeights,
     Scalar,
@@ -78,6 +81,9 @@ def linear_cross_entropy(
     z_loss: Scalar = 0.0,
     block_bytes: int | None = None,
     recompute: bool | None = None,
+    num_classes: int | None = None,
+    class_axis_name: AxisName | None = None,
+    batch_axis_name: RowAxisNames | None = None,
     reduction: Reduction = "mean",
 ) -> Array | MeanParts:
     """Cross entropy of hidden · kernel, without the logits ever being held.
@@ -115,6 +121,11 @@ def linear_cross_entropy(
         recompute: whether the backward pass makes the logits again. None does so where `kernel` is narrower than
             float32, so that its float32 gradient would be an array of its own, the largest of the step; and not
             otherwise.
+        num_classes: how many classes there are in all, as in `cross_entropy`. Padding of `kernel` and `bias` must be
+            finite.
+        class_axis_name: mesh axes that split the classes, as in `cross_entropy`: those of `kernel`, `bias`,
+            `class_weights` and distributions. On an Auto mesh, plain `jit` gathers the kernel unless it is given.
+        batch_axis_name: mesh axes that split the rows, as in `cross_entropy`.
         reduction: "mean", "sum", "none" (which always recomputes) or "parts".
 
     Returns:
@@ -141,7 +152,18 @@ def linear_cross_entropy(
         Wijmans et al., Cut Your Losses in Large-Vocabulary Language Models, 2024.
         Gemma Team, Gemma 2: Improving Open Language Models at a Practical Size, 2024 (soft-capping).
     """
-    inputs = _check(hidden, kernel, targets, bias, softcap, weights, class_weights, where, ignore_index, block_bytes)
+    head = check_head(hidden, kernel, bias, softcap, block_bytes)
+    inputs = check_classes(
+        head,
+        targets,
+        weights=weights,
+        class_weights=class_weights,
+        where=where,
+        ignore_index=ignore_index,
+        num_classes=num_classes,
+        class_axis_name=class_axis_name,
+        batch_axis_name=batch_axis_name,
+    )
     label_smoothing = check_scalar("label_smoothing", label_smoothing, low=0, high=1)
     z_loss = check_scalar("z_loss", z_loss, low=0)
     loss = CrossEntropy(present(label_smoothing), present(z_loss))
@@ -182,6 +204,9 @@ def linear_focal_loss(
     ignore_index: int | None = None,
     block_bytes: int | None = None,
     recompute: bool | None = None,
+    num_classes: int | None = None,
+    class_axis_name: AxisName | None = None,
+    batch_axis_name: RowAxisNames | None = None,
     reduction: Reduction = "mean",
 ) -> Array | MeanParts:
     """Focal loss over the classes of hidden · kernel, without the logits ever being held.
@@ -201,6 +226,9 @@ def linear_focal_loss(
         ignore_index: label of rows that do not count.
         block_bytes: what one block of logits may take in float32, as in `linear_cross_entropy`.
         recompute: whether the backward pass makes the logits again, as in `linear_cross_entropy`.
+        num_classes: how many classes are no padding, as in `linear_cross_entropy`.
+        class_axis_name: mesh axes that split the classes, as in `linear_cross_entropy`.
+        batch_axis_name: mesh axes that split the rows, as in `linear_cross_entropy`.
         reduction: "mean", "sum", "none" or "parts".
 
     Returns:
@@ -220,18 +248,18 @@ def linear_focal_loss(
     References:
         Lin et al., Focal Loss for Dense Object Detection, 2017.
     """
-    inputs = _check(
-        hidden,
-        kernel,
+    head = check_head(hidden, kernel, bias, softcap, block_bytes)
+    inputs = check_classes(
+        head,
         targets,
-        bias,
-        softcap,
-        weights,
-        class_weights,
-        where,
-        ignore_index,
-        block_bytes,
-        "linear_focal_loss",
+        weights=weights,
+        class_weights=class_weights,
+        where=where,
+        ignore_index=ignore_index,
+        num_classes=num_classes,
+        class_axis_name=class_axis_name,
+        batch_axis_name=batch_axis_name,
+        labels_only="linear_focal_loss",
     )
     gamma = check_scalar("gamma", gamma, low=0)
     return _reduce(Focal(gamma), inputs, reduction, recompute)
@@ -271,6 +299,9 @@ def linear_poly_loss(
     ignore_index: int | None = None,
     block_bytes: int | None = None,
     recompute: bool | None = None,
+    num_classes: int | None = None,
+    class_axis_name: AxisName | None = None,
+    batch_axis_name: RowAxisNames | None = None,
     reduction: Reduction = "mean",
 ) -> Array | MeanParts:
     """Poly-1 loss over the classes of hidden · kernel, without the logits ever being held.
@@ -290,6 +321,9 @@ def linear_poly_loss(
         ignore_index: label of rows that do not count.
         block_bytes: what one block of logits may take in float32, as in `linear_cross_entropy`.
         recompute: whether the backward pass makes the logits again, as in `linear_cross_entropy`.
+        num_classes: how many classes are no padding, as in `linear_cross_entropy`.
+        class_axis_name: mesh axes that split the classes, as in `linear_cross_entropy`.
+        batch_axis_name: mesh axes that split the rows, as in `linear_cross_entropy`.
         reduction: "mean", "sum", "none" or "parts".
 
     Returns:
@@ -309,18 +343,18 @@ def linear_poly_loss(
     References:
         Leng et al., PolyLoss: A Polynomial Expansion Perspective of Classification Loss Functions, 2022.
     """
-    inputs = _check(
-        hidden,
-        kernel,
+    head = check_head(hidden, kernel, bias, softcap, block_bytes)
+    inputs = check_classes(
+        head,
         targets,
-        bias,
-        softcap,
-        weights,
-        class_weights,
-        where,
-        ignore_index,
-        block_bytes,
-        "linear_poly_loss",
+        weights=weights,
+        class_weights=class_weights,
+        where=where,
+        ignore_index=ignore_index,
+        num_classes=num_classes,
+        class_axis_name=class_axis_name,
+        batch_axis_name=batch_axis_name,
+        labels_only="linear_poly_loss",
     )
     epsilon = check_scalar("epsilon", epsilon)
     return _reduce(Poly(epsilon), inputs, reduction, recompute)
@@ -363,6 +397,9 @@ def linear_distillation_loss(
     where: RowMask | None = None,
     block_bytes: int | None = None,
     recompute: bool | None = None,
+    num_classes: int | None = None,
+    class_axis_name: AxisName | None = None,
+    batch_axis_name: RowAxisNames | None = None,
     reduction: Reduction = "mean",
 ) -> Array | MeanParts:
     """Distance of a linear head's softened predictions from a teacher's, without the logits of either being held.
@@ -386,6 +423,9 @@ def linear_distillation_loss(
         block_bytes: what one block of the student's logits may take in float32, as in `linear_cross_entropy`. The
             teacher's block comes beside it.
         recompute: whether the backward pass makes the logits again, as in `linear_cross_entropy`.
+        num_classes: how many classes are no padding, as in `linear_cross_entropy`.
+        class_axis_name: mesh axes that split the classes, as in `linear_cross_entropy`.
+        batch_axis_name: mesh axes that split the rows, as in `linear_cross_entropy`.
         reduction: "mean", "sum", "none" or "parts".
 
     Returns:
@@ -408,34 +448,9 @@ def linear_distillation_loss(
     """
     student = check_head(hidden, kernel, bias, softcap, block_bytes)
     teacher = check_head(teacher_hidden, teacher_kernel, teacher_bias, teacher_softcap, block_bytes, prefix="teacher_")
-    inputs = check_teacher_head(student, teacher, weights, where)
+    inputs = check_teacher_head(student, teacher, weights, where, num_classes, class_axis_name, batch_axis_name)
     temperature = check_scalar("temperature", temperature, low=0, open_low=True)
     return _reduce(Distillation(temperature), inputs, reduction, recompute)
-
-
-def _check(
-    hidden: Any,
-    kernel: Any,
-    targets: Any,
-    bias: Any,
-    softcap: Any,
-    weights: Any,
-    class_weights: Any,
-    where: Any,
-    ignore_index: Any,
-    block_bytes: Any,
-    labels_only: str | None = None,
-) -> ClassInputs:
-    return check_classes(
-        check_head(hidden, kernel, bias, softcap, block_bytes),
-        targets,
-        weights=weights,
-        class_weights=class_weights,
-        where=where,
-        ignore_index=ignore_index,
-        labels_only=labels_only,
-        name="hidden · kernel",
-    )
 
 
 def _reduce(loss: Any, inputs: Any, reduction: str, recompute: bool | None) -> Any:
@@ -452,16 +467,21 @@ def recomputes(recompute: bool | None, inputs: ClassInputs) -> bool:
 @partial(jax.jit, static_argnames=("reduction", "recompute"), inline=True)
 def reduce_linear_loss(loss, inputs, *, reduction, recompute):
     """The jitted half of the losses of a linear head: `loss` is the formula of a row, such as `CrossEntropy`."""
-    rows = read_classes(inputs)
-    row_weights = (rows.counts, rows.weights, rows.label_weights)
-    if recompute or reduction == "none":
-        reduced: Any = reduce_rows(loss(rows), *row_weights, reduction=reduction)
-        return jnp.reshape(reduced, inputs.logits.shape[:-1]) if reduction == "none" else reduced
-    weight = total_weight(rows.logits.shape[0], rows.dtype, *row_weights)
-    if reduction not in ("mean", "ratio"):
-        return reduce_total(total_loss(loss, rows), weight, reduction=reduction)
-    # Divided before the sum, not after: then the gradients need not be multiplied by anything afterwards.
-    if reduction == "mean":
-        weight = jnp.where(weight == 0, jnp.ones_like(weight), weight)
-    weights = jnp.ones(rows.logits.shape[:1], rows.dtype) if rows.weights is None else rows.weights
-    return total_loss(loss, rows._replace(weights=weights / weight))
+
+    def reduce_slice(inputs, loss):
+        rows = read_classes(inputs)
+        row_weights = (rows.counts, rows.weights, rows.label_weights)
+        axes = inputs.split.row_axes
+        if recompute or reduction == "none":
+            reduced: Any = reduce_rows(loss(rows), *row_weights, axes=axes, reduction=reduction)
+            return jnp.reshape(reduced, inputs.logits.shape[:-1]) if reduction == "none" else reduced
+        weight = over_axes(total_weight(rows.logits.shape[0], rows.dtype, *row_weights), axes)
+        if reduction in ("mean", "ratio"):
+            # Divided before the sum, not after: then the gradients need not be multiplied by anything afterwards.
+            divisor = jnp.where(weight == 0, jnp.ones_like(weight), weight) if reduction == "mean" else weight
+            weights = jnp.ones(rows.logits.shape[:1], rows.dtype) if rows.weights is None else rows.weights
+            rows = rows._replace(weights=weights / divisor)
+        total = over_axes(total_loss(loss, rows), axes)
+        return MeanParts(total, weight) if reduction == "parts" else total
+
+    return on_slices(reduce_slice, inputs, loss, per_row=reduction == "none")

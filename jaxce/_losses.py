@@ -12,9 +12,10 @@ from jaxtyping import Array
 
 from jaxce._inputs import check_classes, check_reduction, check_scalar, present
 from jaxce._reduction import MeanParts, reduce_rows
-from jaxce._rows import Rows, read_classes
+from jaxce._rows import Rows, on_slices, read_classes
 from jaxce._summary import summarize_rows
 from jaxce._types import (
+    AxisName,
     ClassOptions,
     ClassVector,
     Distributions,
@@ -22,6 +23,7 @@ from jaxce._types import (
     Logits,
     PerRow,
     Reduction,
+    RowAxisNames,
     RowMask,
     RowWeights,
     Scalar,
@@ -61,6 +63,9 @@ def cross_entropy(
     ignore_index: int | None = None,
     label_smoothing: Scalar = 0.0,
     z_loss: Scalar = 0.0,
+    num_classes: int | None = None,
+    class_axis_name: AxisName | None = None,
+    batch_axis_name: RowAxisNames | None = None,
     reduction: Reduction = "mean",
 ) -> Array | MeanParts:
     """Cross entropy between logits and class indices or distributions.
@@ -90,6 +95,13 @@ def cross_entropy(
             `where=targets != ignore_index`.
         label_smoothing: ε in [0, 1]. The share of the target that is spread evenly over all C classes.
         z_loss: λ ≥ 0. Holds the softmax's denominator near 1; 1e-4 is common for language models.
+        num_classes: how many classes there are in all. None is all that the arrays have; of fewer, the rest is padding
+            at the end, which is not read.
+        class_axis_name: mesh axis, or axes, over which the classes are split. Inside `shard_map`, whatever has classes
+            is the device's slice, and labels stay numbers of all classes. Outside, arrays are whole, on the mesh of
+            `jax.set_mesh`; on an Explicit mesh their types say how they are split, and no name is needed.
+        batch_axis_name: mesh axis, or axes, over which the rows are split; outside `shard_map` a `PartitionSpec` if
+            they split several axes of rows. The sum, the mean and the parts are then those of all rows.
         reduction: "mean", "sum", "none" (the losses, times `weights`) or "parts" (a `MeanParts`, for batches that are
             split).
 
@@ -124,6 +136,9 @@ def cross_entropy(
         class_weights=class_weights,
         where=where,
         ignore_index=ignore_index,
+        num_classes=num_classes,
+        class_axis_name=class_axis_name,
+        batch_axis_name=batch_axis_name,
     )
     label_smoothing = check_scalar("label_smoothing", label_smoothing, low=0, high=1)
     z_loss = check_scalar("z_loss", z_loss, low=0)
@@ -139,11 +154,11 @@ class CrossEntropy(NamedTuple):
 
     def __call__(self, rows: Rows) -> PerRow:
         dtype = rows.dtype
-        num_classes = rows.logits.shape[-1]
+        num_classes = rows.classes.number
         label_weights = rows.label_weights
         class_weights = rows.class_weights
         if self.label_smoothing is not None and class_weights is None:
-            class_vector = jnp.ones(num_classes, dtype)
+            class_vector = jnp.ones(rows.logits.shape[-1], dtype)
         else:
             class_vector = None if self.label_smoothing is None else class_weights
         target_weights = None if rows.has_labels else class_weights
@@ -160,8 +175,13 @@ class CrossEntropy(NamedTuple):
 @partial(jax.jit, static_argnames="reduction", inline=True)
 def reduce_class_loss(loss, inputs, *, reduction):
     """The jitted half of the losses over classes: `loss` is the formula of a row, such as `CrossEntropy`."""
-    rows = read_classes(inputs)
-    return reduce_rows(loss(rows), rows.counts, rows.weights, rows.label_weights, reduction=reduction)
+
+    def reduce_slice(inputs, loss):
+        rows = read_classes(inputs)
+        row_weights = rows.counts, rows.weights, rows.label_weights
+        return reduce_rows(loss(rows), *row_weights, axes=inputs.split.row_axes, reduction=reduction)
+
+    return on_slices(reduce_slice, inputs, loss, per_row=reduction == "none")
 
 
 @overload
@@ -192,6 +212,9 @@ def focal_loss(
     class_weights: ClassVector | None = None,
     where: RowMask | None = None,
     ignore_index: int | None = None,
+    num_classes: int | None = None,
+    class_axis_name: AxisName | None = None,
+    batch_axis_name: RowAxisNames | None = None,
     reduction: Reduction = "mean",
 ) -> Array | MeanParts:
     """Focal loss over classes: cross entropy that turns away from rows that are right already.
@@ -210,6 +233,9 @@ def focal_loss(
         class_weights: (C,), real; as in `cross_entropy` they weigh the loss and the mean's divisor.
         where: boolean, the shape of the losses; rows where it is false are not read.
         ignore_index: label of rows that do not count.
+        num_classes: how many classes are no padding, as in `cross_entropy`.
+        class_axis_name: mesh axes that split the classes, as in `cross_entropy`.
+        batch_axis_name: mesh axes that split the rows, as in `cross_entropy`.
         reduction: "mean", "sum", "none" or "parts".
 
     Returns:
@@ -237,6 +263,9 @@ def focal_loss(
         class_weights=class_weights,
         where=where,
         ignore_index=ignore_index,
+        num_classes=num_classes,
+        class_axis_name=class_axis_name,
+        batch_axis_name=batch_axis_name,
         labels_only="focal_loss",
     )
     gamma = check_scalar("gamma", gamma, low=0)
@@ -299,6 +328,9 @@ def poly_loss(
     class_weights: ClassVector | None = None,
     where: RowMask | None = None,
     ignore_index: int | None = None,
+    num_classes: int | None = None,
+    class_axis_name: AxisName | None = None,
+    batch_axis_name: RowAxisNames | None = None,
     reduction: Reduction = "mean",
 ) -> Array | MeanParts:
     """Poly-1 loss: cross entropy with its leading term in 1 − p changed by ε.
@@ -316,6 +348,9 @@ def poly_loss(
         class_weights: (C,), real; as in `cross_entropy` they weigh the loss and the mean's divisor.
         where: boolean, the shape of the losses; rows where it is false are not read.
         ignore_index: label of rows that do not count.
+        num_classes: how many classes are no padding, as in `cross_entropy`.
+        class_axis_name: mesh axes that split the classes, as in `cross_entropy`.
+        batch_axis_name: mesh axes that split the rows, as in `cross_entropy`.
         reduction: "mean", "sum", "none" or "parts".
 
     Returns:
@@ -342,6 +377,9 @@ def poly_loss(
         class_weights=class_weights,
         where=where,
         ignore_index=ignore_index,
+        num_classes=num_classes,
+        class_axis_name=class_axis_name,
+        batch_axis_name=batch_axis_name,
         labels_only="poly_loss",
     )
     epsilon = check_scalar("epsilon", epsilon)

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxce._inputs import accumulator, check_floating, check_reduction, check_weights_and_mask
+from jaxce._mesh import check_rows_vary, over_axes, split_by_names
 from jaxce._rows import silence
-from jaxce._types import ElementMask, Elements, MaskPerRow, PerRow, Reduction
+from jaxce._types import ElementMask, Elements, MaskPerRow, PerRow, Reduction, RowAxisNames
 
 
 @jax.tree_util.register_dataclass
@@ -67,6 +68,7 @@ def reduce_losses(
     weights: Elements | None = None,
     *,
     where: ElementMask | None = None,
+    batch_axis_name: RowAxisNames | None = None,
     reduction: Reduction = "mean",
 ) -> Array | MeanParts:
     """Reduces losses of any shape as every loss of this library does.
@@ -85,6 +87,7 @@ def reduce_losses(
         weights: the shape of `losses`, real; None is 1 everywhere. A weight of 0 multiplies: 0 · NaN is NaN.
         where: the shape of `losses`, boolean. Where it is false the loss counts as 0 and neither it nor its weight is
             read.
+        batch_axis_name: mesh axes that split the losses, as in `cross_entropy`. Outside `shard_map` it changes nothing.
         reduction: "none", "sum", "mean" or "parts".
 
     Returns:
@@ -94,7 +97,8 @@ def reduce_losses(
 
     Raises:
         TypeError: `losses` are not floating, `where` is not boolean.
-        ValueError: a shape differs from that of `losses`, or `reduction` is none of the four.
+        ValueError: a shape differs from that of `losses`, `reduction` is none of the four, or there is no axis
+            `batch_axis_name`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -106,14 +110,16 @@ def reduce_losses(
     losses = check_floating("losses", losses)
     weights, where = check_weights_and_mask(weights, where, losses.shape)
     check_reduction(reduction)
-    return _reduce_losses(losses, weights, where, reduction=reduction)
+    split = split_by_names(batch_axis_name)
+    check_rows_vary(split, losses, weights, where)
+    return _reduce_losses(losses, weights, where, axes=split.row_axes, reduction=reduction)
 
 
-@partial(jax.jit, static_argnames="reduction", inline=True)
-def _reduce_losses(losses, weights, where, *, reduction):
+@partial(jax.jit, static_argnames=("axes", "reduction"), inline=True)
+def _reduce_losses(losses, weights, where, *, axes, reduction):
     dtype = accumulator(losses, weights)
     weights = None if weights is None else silence(where, weights.astype(dtype))
-    return reduce_rows(silence(where, losses.astype(dtype)), where, weights, reduction=reduction)
+    return reduce_rows(silence(where, losses.astype(dtype)), where, weights, axes=axes, reduction=reduction)
 
 
 def reduce_rows(
@@ -122,19 +128,25 @@ def reduce_rows(
     weights: PerRow | None = None,
     shares: PerRow | None = None,
     *,
+    axes: tuple[str, ...] = (),
     reduction: str,
 ) -> Array | MeanParts:
     """Weighs and reduces losses that are already silent where they do not count.
 
     `weights` are a factor of the loss and of its share in the divisor of the mean; `shares` of the share alone, for
-    losses that have the factor inside already (class weights). `reduction` is one of the public four, or "ratio": the
-    mean that is NaN over nothing, as PyTorch has it.
+    losses that have the factor inside already (class weights). `axes` are mesh axes that split the rows. `reduction` is
+    one of the public four, or "ratio": the mean that is NaN over nothing, as PyTorch has it.
     """
     losses = losses if weights is None else losses * weights
     if reduction == "none":
         return losses
     weight = total_weight(losses.size, losses.dtype, counts, weights, shares)
-    return reduce_total(jnp.sum(losses), weight, reduction=reduction)
+    parts = over_axes(MeanParts(jnp.sum(losses), weight), axes)
+    if reduction == "sum":
+        return parts.total
+    if reduction == "ratio":
+        return parts.total / parts.weight
+    return parts if reduction == "parts" else parts.mean()
 
 
 def total_weight(size: int, dtype: Any, counts: Any, weights: Any, shares: Any) -> Float[Array, ""]:
@@ -144,13 +156,3 @@ def total_weight(size: int, dtype: Any, counts: Any, weights: Any, shares: Any) 
     elif shares is None:
         shares = weights if weights is not None else counts
     return jnp.asarray(size, dtype) if shares is None else jnp.sum(shares, dtype=dtype)
-
-
-def reduce_total(total: Float[Array, ""], weight: Float[Array, ""], *, reduction: str) -> Array | MeanParts:
-    """The last step of `reduce_rows`, from the sum of the weighed losses and that of the weights."""
-    if reduction == "sum":
-        return total
-    parts = MeanParts(total, weight)
-    if reduction == "ratio":
-        return parts.total / parts.weight
-    return parts if reduction == "parts" else parts.mean()

@@ -5,13 +5,16 @@ the rows that count, weights take the dtype of the arithmetic.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from jaxce._inputs import ClassInputs, Head, accumulator
+from jaxce._mesh import Classes, enter, over_devices
 from jaxce._types import MaskPerRow, PerRow
 
 
@@ -19,7 +22,7 @@ class Rows(NamedTuple):
     """What a loss over classes computes on. Rows that do not count have label 0 and weight 0.
 
     `counts` and `valid` are None where every row counts and no label can be wrong. With a `Head` for logits there is
-    one axis of rows.
+    one axis of rows. Whatever has classes may be a slice of `classes`; labels are numbers of all of them.
     """
 
     logits: Any  # Float[Array, "*rows classes"] or Head
@@ -28,6 +31,7 @@ class Rows(NamedTuple):
     valid: MaskPerRow | None
     weights: PerRow | None
     class_weights: Float[Array, " classes"] | None
+    classes: Classes
 
     @property
     def dtype(self) -> Any:
@@ -44,7 +48,45 @@ class Rows(NamedTuple):
         """The class weight of every row's label; None without class weights or labels."""
         if self.class_weights is None or not self.has_labels:
             return None
-        return silence(self.counts, self.class_weights[self.targets])
+        return silence(self.counts, at_label(self.class_weights, self))
+
+
+def at_label(values: Array, rows: Rows) -> PerRow:
+    """What every row's label has among values of the classes: (*rows, classes), or (classes,) for all rows."""
+    size = values.shape[-1]
+    labels = rows.targets - rows.classes.start(size)
+    clipped = jnp.clip(labels, 0, size - 1) if rows.classes.axes else labels
+    of_rows = values.ndim > 1 or labels.ndim == 0
+    chosen = jnp.take_along_axis(values, clipped[..., None], axis=-1)[..., 0] if of_rows else values[clipped]
+    if not rows.classes.axes:
+        return chosen
+    return rows.classes.sum(jnp.where(labels == clipped, chosen, jnp.zeros((), chosen.dtype)))
+
+
+def on_slices(
+    function: Callable[..., Any],
+    inputs: ClassInputs,
+    settings: Any,
+    *,
+    per_row: bool,
+    spec: PartitionSpec | None = None,
+) -> Any:
+    """function(inputs, settings), by every device on its slice where the inputs are whole and split over a mesh.
+
+    Args:
+        function: returns arrays of the rows' shape, or scalars over all rows.
+        inputs: checked arguments.
+        settings: a pytree of arrays that are not in them.
+        per_row: whether the result has the rows' shape.
+        spec: how the settings are split; None is not at all.
+    """
+    split = inputs.split
+    if not split.whole:
+        return function(inputs, settings)
+    entered = replace(inputs, split=enter(split))
+    specs = replace(inputs.specs(), split=entered.split), spec or PartitionSpec()
+    result = split.rows_spec() if per_row else PartitionSpec()
+    return over_devices(function, split, (entered, settings), specs, result)
 
 
 def read_classes(inputs: ClassInputs) -> Rows:
@@ -59,7 +101,7 @@ def read_classes(inputs: ClassInputs) -> Rows:
         if inputs.ignore_index is not None and _representable(inputs.ignore_index, targets.dtype):
             kept = targets != inputs.ignore_index
             counts = kept if counts is None else counts & kept
-        num_classes = logits.shape[inputs.axis]
+        num_classes = inputs.classes.number
         in_range = (targets >= 0) & (targets < num_classes)
         valid = in_range if counts is None else in_range | ~counts
         _report_wrong_labels(targets, valid, num_classes)
@@ -74,8 +116,8 @@ def read_classes(inputs: ClassInputs) -> Rows:
     )
     if not isinstance(logits, Head):
         logits = jnp.moveaxis(logits, inputs.axis, -1)
-        return Rows(logits, targets, counts, valid, silence(counts, weights), class_weights)
-    return _one_axis_of_rows(Rows(logits, targets, counts, valid, silence(counts, weights), class_weights))
+    rows = Rows(logits, targets, counts, valid, silence(counts, weights), class_weights, inputs.classes)
+    return _one_axis_of_rows(rows) if isinstance(logits, Head) else rows
 
 
 def _one_axis_of_rows(rows: Rows) -> Rows:

@@ -12,7 +12,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Integer
 
 from jaxce._autodiff import forward_mode
+from jaxce._mesh import Classes
 from jaxce._rows import silence
+from jaxce._slice import Moment, Slice, merge_devices, times
 
 _Class = Float[Array, " classes"]
 _Number = Float[Array, ""]
@@ -44,14 +46,20 @@ _Any = Float[Array, "*any"]
 
 
 class Row(NamedTuple):
-    """The inputs of the rule. They are its residuals too, together with L: no second array over the classes."""
+    """The inputs of the rule. They are its residuals too, with a few numbers: no second array over the classes.
+
+    A row may be a slice of `classes`: whatever has classes is of the slice, a label is counted from its start, and
+    `real` is how many classes from there on are no padding, None where all are.
+    """
 
     logits: _Class
     target: Integer[Array, ""] | _Class
     target_weights: _Class | None
     class_vector: _Class | None
     counts: Bool[Array, ""] | None
-    maximum: _Number
+    maximum: Any  # Float[Array, ""], or None while it is unknown
+    real: Integer[Array, ""] | int | None
+    classes: Classes
 
     @property
     def has_label(self) -> bool:
@@ -59,91 +67,67 @@ class Row(NamedTuple):
         return self.target.ndim == 0
 
 
-class Slice(NamedTuple):
-    """Sums over some of a row's classes, and the number they are measured from. Disjoint slices `merge`.
-
-    `sum_less_1` is Σ exp(z − maximum) − 1: what is left of a confident row, and −1 of no classes at all.
-    """
-
-    maximum: _Number
-    sum_less_1: _Number
-    target: "Moment"
-    vector: "Moment | None"
-
-    def numbers(self, *, has_label: bool) -> "Numbers":
-        """What the sums say of a row, once they are over all of its classes."""
-        log_sum = jnp.log1p(self.sum_less_1)
-        nll = self.target.distance(log_sum)
-        spread = None if self.vector is None else self.vector.distance(log_sum)
-        lead, mass = (self.target.excess, None) if has_label else (None, self.target.mass)
-        return Numbers(log_sum, nll, spread, lead, mass)
-
-
-class Moment(NamedTuple):
-    """How far a mass t over the classes is from the maximum, Σ t (m − z), and the mass itself, Σ t."""
-
-    excess: _Number
-    mass: _Number
-
-    def distance(self, log_sum: _Any) -> _Any:
-        """Σ t (log_z − z)."""
-        return self.excess + self.mass * log_sum
+ROW_AXES = Row(0, 0, None, None, 0, 0, None, None)  # pyright: ignore[reportArgumentType]  # what vmap maps over
 
 
 class Numbers(NamedTuple):
-    """The outputs of the rule; the last two are for its own backward pass.
+    """The outputs of the rule. The maximum is a constant to every derivative, and what log_sum is measured from.
 
-    `lead` is how far the maximum leads a label, m − z_y: with it the gradient at the label is as exact as the loss,
-    even if z is computed anew, to another last bit, by every fusion that reads it. `mass` is the T of a distribution.
+    The last three are for the backward pass. `lead` is how far the maximum leads a label, m − z_y: with it the gradient
+    at the label is as exact as the loss, even if z is computed anew, to another last bit, by every fusion that reads
+    it. `mass` is the T of a distribution, `vector_mass` is U.
     """
 
+    maximum: _Number
     log_sum: _Number
     nll: _Number
     spread: _Number | None
     lead: _Number | None
     mass: _Number | None
-
-
-class _Residuals(NamedTuple):
-    row: Row
-    numbers: Numbers
     vector_mass: _Number | None
+
+
+def numbers_of(part: Slice, *, has_label: bool) -> Numbers:
+    """What the sums say of a row, once they are over all of its classes."""
+    log_sum = jnp.log1p(part.sum_less_1)
+    nll = part.target.distance(log_sum)
+    lead, mass = (part.target.excess, None) if has_label else (None, part.target.mass)
+    spread, vector_mass = (None, None) if part.vector is None else (part.vector.distance(log_sum), part.vector.mass)
+    return Numbers(part.maximum, log_sum, nll, spread, lead, mass, vector_mass)
 
 
 @jax.custom_vjp
 def _rule(row: Row) -> Numbers:
-    return slice_row(row).numbers(has_label=row.has_label)
+    return numbers_of(merge_devices(slice_row(row), row.classes), has_label=row.has_label)
 
 
-def _rule_forward(row: Row) -> tuple[Numbers, _Residuals]:
+def _rule_forward(row: Row) -> tuple[Numbers, tuple[Row, Numbers]]:
     numbers = measure(row)  # the lifted rule, so that a second derivative meets the rule again
-    vector_mass = None if row.class_vector is None else jnp.sum(row.class_vector)
-    return numbers, _Residuals(row, numbers, vector_mass)
+    return numbers, (row, numbers)
 
 
-def _rule_backward(residuals: _Residuals, cotangents: Numbers) -> tuple[Row]:
-    row, numbers, vector_mass = residuals
+def _rule_backward(residuals: tuple[Row, Numbers], cotangents: Numbers) -> tuple[Row]:
+    row, numbers = residuals
     # Without the barriers XLA:CPU would share with the forward pass, and for that write out, the maximum of every logit
     # and, of labels with half-precision logits, a float32 exp.
-    logits, maximum = row.logits, lax.optimization_barrier(row.maximum)
-    if row.has_label and logits.dtype != maximum.dtype:
+    logits = row.logits
+    numbers = numbers._replace(maximum=lax.optimization_barrier(numbers.maximum))
+    if row.has_label and logits.dtype != numbers.log_sum.dtype:
         logits, log_sum = lax.optimization_barrier((logits, numbers.log_sum))
         numbers = numbers._replace(log_sum=log_sum)
-    gradient = slice_gradient(row._replace(logits=logits, maximum=maximum), numbers, vector_mass, cotangents)
+    gradient = slice_gradient(row._replace(logits=logits), numbers, cotangents)
     return (gradient._replace(logits=gradient.logits.astype(row.logits.dtype)),)
 
 
-def slice_gradient(row: Row, numbers: Numbers, vector_mass: Any, cotangents: Any) -> Row:
+def slice_gradient(row: Row, numbers: Numbers, cotangents: Any) -> Row:
     """The rule's gradient at the classes at hand, given the numbers of the whole row.
 
-    `vector_mass` is the sum of the class vector over all classes. The gradient is in the row's dtypes, but for the
-    logits': theirs stays in the dtype of the arithmetic.
+    The gradient is in the row's dtypes, but for the logits': theirs stays in the dtype of the arithmetic.
     """
-    dtype = row.maximum.dtype
-    maximum, log_sum, lead, mass, vector_mass = (
-        silence(row.counts, number)
-        for number in (row.maximum, numbers.log_sum, numbers.lead, numbers.mass, vector_mass)
-    )
+    dtype = numbers.log_sum.dtype
+    silenced: Any = [silence(row.counts, number) for number in numbers]
+    maximum, log_sum, _, _, lead, mass, vector_mass = silenced
+    row = _real(row)
     z = silence(row.counts, row.logits.astype(dtype))
 
     e = jnp.exp(z - maximum)
@@ -151,7 +135,7 @@ def slice_gradient(row: Row, numbers: Numbers, vector_mass: Any, cotangents: Any
     distance = (maximum - z) + log_sum
 
     d_target = d_target_weights = d_class_vector = None
-    d_log_sum, d_nll, d_spread, d_lead, d_mass = cotangents  # None where the number is
+    _, d_log_sum, d_nll, d_spread, d_lead, d_mass, d_vector_mass = cotangents  # None where the number is
     if row.has_label:
         d_logits = (d_log_sum + d_nll) * p
     else:
@@ -162,15 +146,15 @@ def slice_gradient(row: Row, numbers: Numbers, vector_mass: Any, cotangents: Any
         if row.target_weights is not None:
             d_target = d_effective * row.target_weights
             d_target_weights = d_effective * row.target.astype(dtype)
-        d_target = d_target.astype(row.target.dtype)
-    if row.class_vector is not None and d_spread is not None:
+        d_target = without_padding(d_target.astype(row.target.dtype), row.real, 0)
+    if row.class_vector is not None:
         u = row.class_vector
         d_logits += d_spread * ((vector_mass - u) * p + u * p_minus_1)
-        d_class_vector = d_spread * _zero_at_absent(u, z, distance)
+        d_class_vector = d_spread * _zero_at_absent(u, z, distance) + d_vector_mass
     if row.has_label:
         p, p_minus_1 = _softmax(jnp.exp(-lead), log_sum)
         d_on_label = d_log_sum * p + d_nll * p_minus_1 - d_lead
-        if row.class_vector is not None and d_spread is not None:
+        if row.class_vector is not None:
             u = row.class_vector[jnp.clip(row.target, 0, z.shape[0] - 1)]
             d_on_label += d_spread * ((vector_mass - u) * p + u * p_minus_1)
         d_logits = _with_label(d_logits, row.target, d_on_label, is_final=row.logits.dtype == dtype)
@@ -181,6 +165,7 @@ def slice_gradient(row: Row, numbers: Numbers, vector_mass: Any, cotangents: Any
         class_vector=d_class_vector,
         counts=None,
         maximum=None,
+        real=None,
     )
 
 
@@ -208,9 +193,10 @@ _rule.defvjp(_rule_forward, _rule_backward)
 measure = forward_mode(_rule)
 
 
-def row_maximum(logits: _Class, dtype: Any) -> _Number:
-    """What a row is measured from: its largest logit, a constant to every derivative, and never −inf."""
-    maximum = jnp.maximum(lax.stop_gradient(jnp.max(logits)).astype(dtype), jnp.finfo(dtype).min)
+def row_maximum(logits: _Class, dtype: Any, real: Any = None) -> _Number:
+    """What a slice is measured from: its largest logit, a constant to every derivative, and never −inf."""
+    largest = lax.stop_gradient(jnp.max(without_padding(logits, real, -jnp.inf)))
+    maximum = jnp.maximum(largest.astype(dtype), jnp.finfo(dtype).min)
     # Without the barrier XLA:CPU writes the maximum out for every logit.
     return lax.optimization_barrier(maximum)
 
@@ -220,12 +206,13 @@ def slice_row(row: Row) -> Slice:
 
     A label may lie outside: then the target has no mass here, and the sum that leaves its class out leaves out nothing.
     """
+    row = _real(row)
     dtype = row.maximum.dtype
     num_classes = row.logits.shape[0]
     distance = row.maximum - row.logits.astype(dtype)
     e = jnp.exp(-distance)
     u = row.class_vector
-    spread_terms = [] if u is None else [_times(u, distance)]
+    spread_terms = [] if u is None else [times(u, distance)]
     if row.has_label:
         here = (row.target >= 0) & (row.target < num_classes)
         others, lead, vector_excess = _sums_of_label(row, e, distance, spread_terms)
@@ -236,7 +223,7 @@ def slice_row(row: Row) -> Slice:
         # Not `== 0` for the maximum: where z is computed anew in every fusion that reads it, its last bit can differ.
         is_below = distance > 0
         below, at_maximum, excess, mass, *vector_excess = _sums(
-            jnp.where(is_below, e, 0), jnp.where(is_below, 0, e), _times(target, distance), target, *spread_terms
+            jnp.where(is_below, e, 0), jnp.where(is_below, 0, e), times(target, distance), target, *spread_terms
         )
         sum_less_1 = below + (at_maximum - 1)
         target_moment = Moment(excess, mass)
@@ -244,34 +231,22 @@ def slice_row(row: Row) -> Slice:
     return Slice(row.maximum, sum_less_1, target_moment, vector_moment)
 
 
-def merge(left: Slice, right: Slice) -> Slice:
-    """The slice of two disjoint sets of one row's classes; as exact as the slices, also where one class dominates."""
-    maximum = jnp.maximum(left.maximum, right.maximum)
-    is_left = left.maximum >= right.maximum
-    top = jnp.where(is_left, left.sum_less_1, right.sum_less_1)
-    rest = jnp.where(is_left, right.sum_less_1, left.sum_less_1) + 1
-    gap = maximum - jnp.where(is_left, right.maximum, left.maximum)
-    sum_less_1 = top + rest * jnp.exp(-gap)
+def without_padding(values: Array, real: Any, otherwise: float | int) -> Array:
+    """The values along the last axis, with something else in place of padding."""
+    if real is None:
+        return values
+    return jnp.where(jnp.arange(values.shape[-1]) < real, values, jnp.asarray(otherwise, values.dtype))
 
-    def moment(left_moment: Moment, right_moment: Moment) -> Moment:
-        shifted = [
-            part_moment.excess + _times(part_moment.mass, maximum - part.maximum)
-            for part, part_moment in ((left, left_moment), (right, right_moment))
-        ]
-        return Moment(shifted[0] + shifted[1], left_moment.mass + right_moment.mass)
 
-    vector = None if left.vector is None or right.vector is None else moment(left.vector, right.vector)
-    return Slice(maximum, sum_less_1, moment(left.target, right.target), vector)
+def _real(row: Row) -> Row:
+    """The row with classes of probability 0 in place of padding, whatever it held."""
+    target = row.target if row.has_label else without_padding(row.target, row.real, 0)
+    return row._replace(logits=without_padding(row.logits, row.real, -jnp.inf), target=target)
 
 
 def _effective_target(row: Row, dtype) -> _Class:
     target = row.target.astype(dtype)
     return target if row.target_weights is None else target * row.target_weights
-
-
-def _times(mass: _Any, distance: _Any) -> _Any:
-    """The product with 0 · inf = 0: a class without mass adds nothing, however far it is."""
-    return jnp.where(mass == 0, 0, mass * distance)
 
 
 def _zero_at_absent(mass: _Class, z: _Class, distance: _Class) -> _Class:

@@ -9,9 +9,8 @@ from jaxtyping import Array
 
 from jaxce._inputs import check_classes, check_reduction, check_scalar
 from jaxce._reduction import MeanParts, reduce_rows
-from jaxce._rows import loud, read_classes, silence
+from jaxce._rows import at_label, loud, on_slices, read_classes, silence
 from jaxce._types import (
-    ClassOptions,
     ClassVector,
     Labels,
     Logits,
@@ -20,6 +19,7 @@ from jaxce._types import (
     RowOptions,
     RowWeights,
     Scalar,
+    ScoreOptions,
     ToArray,
     ToParts,
 )
@@ -27,11 +27,11 @@ from jaxce._types import (
 
 @overload
 def nll_loss(
-    log_probs: Logits, targets: Labels, *, reduction: ToParts, **options: Unpack[ClassOptions]
+    log_probs: Logits, targets: Labels, *, reduction: ToParts, **options: Unpack[ScoreOptions]
 ) -> MeanParts: ...
 @overload
 def nll_loss(
-    log_probs: Logits, targets: Labels, *, reduction: ToArray = ..., **options: Unpack[ClassOptions]
+    log_probs: Logits, targets: Labels, *, reduction: ToArray = ..., **options: Unpack[ScoreOptions]
 ) -> Array: ...
 def nll_loss(
     log_probs: Logits,
@@ -97,11 +97,16 @@ def nll_loss(
 @partial(jax.jit, static_argnames="reduction", inline=True)
 def nll_loss_core(inputs, *, reduction):
     """The jitted half of `nll_loss`."""
-    rows = read_classes(inputs)
-    losses = loud(rows.valid, silence(rows.counts, -_at_label(rows)))
-    if rows.label_weights is not None:
-        losses *= rows.label_weights
-    return reduce_rows(losses, rows.counts, rows.weights, rows.label_weights, reduction=reduction)
+
+    def reduce_slice(inputs, _):
+        rows = read_classes(inputs)
+        losses = loud(rows.valid, silence(rows.counts, -_at_label(rows)))
+        if rows.label_weights is not None:
+            losses *= rows.label_weights
+        row_weights = rows.counts, rows.weights, rows.label_weights
+        return reduce_rows(losses, *row_weights, axes=inputs.split.row_axes, reduction=reduction)
+
+    return on_slices(reduce_slice, inputs, None, per_row=reduction == "none")
 
 
 @overload
@@ -193,20 +198,25 @@ def multi_margin_loss(
 @partial(jax.jit, static_argnames=("p", "reduction"), inline=True)
 def multi_margin_loss_core(inputs, margin, *, p, reduction):
     """The jitted half of `multi_margin_loss`."""
-    rows = read_classes(inputs)
-    counts, valid = (None if mask is None else mask[..., None] for mask in (rows.counts, rows.valid))
-    # Wrong labels are loud on both sides of the hinge, which swallows a NaN in either direction.
-    rows = rows._replace(logits=loud(valid, silence(counts, rows.logits.astype(rows.dtype))))
-    num_classes = rows.logits.shape[-1]
-    shortfall = jax.nn.relu(margin.astype(rows.dtype) - _at_label(rows)[..., None] + rows.logits)
-    is_other = jnp.arange(num_classes, dtype=rows.targets.dtype) != rows.targets[..., None]
-    losses = jnp.sum(jnp.where(is_other, shortfall**p, 0), axis=-1) / num_classes
-    losses = loud(rows.valid, silence(rows.counts, losses))
-    if rows.label_weights is not None:
-        losses *= rows.label_weights
-    return reduce_rows(losses, rows.counts, rows.weights, reduction=reduction)
+
+    def reduce_slice(inputs, margin):
+        rows = read_classes(inputs)
+        counts, valid = (None if mask is None else mask[..., None] for mask in (rows.counts, rows.valid))
+        # Wrong labels are loud on both sides of the hinge, which swallows a NaN in either direction.
+        rows = rows._replace(logits=loud(valid, silence(counts, rows.logits.astype(rows.dtype))))
+        shortfall = jax.nn.relu(margin.astype(rows.dtype) - _at_label(rows)[..., None] + rows.logits)
+        size = rows.logits.shape[-1]
+        local = rows.targets - rows.classes.start(size)
+        is_other = jnp.arange(size, dtype=rows.targets.dtype) != local[..., None]
+        penalties = rows.classes.sum(jnp.sum(jnp.where(is_other, shortfall**p, 0), axis=-1))
+        losses = loud(rows.valid, silence(rows.counts, penalties / rows.classes.number))
+        if rows.label_weights is not None:
+            losses *= rows.label_weights
+        return reduce_rows(losses, rows.counts, rows.weights, axes=inputs.split.row_axes, reduction=reduction)
+
+    return on_slices(reduce_slice, inputs, margin, per_row=reduction == "none")
 
 
 def _at_label(rows):
     """The score of every row's label, in the dtype of the arithmetic."""
-    return jnp.take_along_axis(rows.logits, rows.targets[..., None], axis=-1)[..., 0].astype(rows.dtype)
+    return at_label(rows.logits, rows).astype(rows.dtype)

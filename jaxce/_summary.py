@@ -1,6 +1,7 @@
 """The summary of a row: the three numbers that every loss over classes is arithmetic on."""
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,22 @@ from jaxtyping import Array, Float
 
 from jaxce._head import HeadRows, measure_head
 from jaxce._inputs import Head, accumulator, check_class_vector, check_classes, check_head
-from jaxce._rows import Rows, loud, read_classes, silence
-from jaxce._rule import Numbers, Row, measure, row_maximum
-from jaxce._types import ClassVector, Distributions, Hidden, Kernel, Labels, Logits, PerRow, RowMask, Scalar
+from jaxce._mesh import vary_rule
+from jaxce._rows import Rows, loud, on_slices, read_classes, silence
+from jaxce._rule import ROW_AXES, Numbers, Row, measure, row_maximum, without_padding
+from jaxce._types import (
+    AxisName,
+    ClassVector,
+    Distributions,
+    Hidden,
+    Kernel,
+    Labels,
+    Logits,
+    PerRow,
+    RowAxisNames,
+    RowMask,
+    Scalar,
+)
 
 _Class = Float[Array, " classes"]
 
@@ -36,6 +50,9 @@ def summarize(
     axis: int = -1,
     class_vector: ClassVector | None = None,
     where: RowMask | None = None,
+    num_classes: int | None = None,
+    class_axis_name: AxisName | None = None,
+    batch_axis_name: RowAxisNames | None = None,
 ) -> Summary:
     """Summarizes every row of logits in the numbers that losses are made of.
 
@@ -59,6 +76,10 @@ def summarize(
         where: boolean, the shape of the rows. A row where it is false has a summary of zeros with zero gradient and is
             not read, label included. Mask here and in the reduction: a mask on the finished loss alone comes too late
             for the gradient of a NaN.
+        num_classes: how many classes are no padding, as in `cross_entropy`.
+        class_axis_name: mesh axes that split the classes, as in `cross_entropy`.
+        batch_axis_name: mesh axes that split the rows, as in `cross_entropy`. Inside `shard_map` it is not
+            needed.
 
     Returns:
         a `Summary`. A label outside [0, C) has a NaN `nll` and gradient, in its own row alone.
@@ -74,7 +95,15 @@ def summarize(
         >>> print(summary.log_z.round(4), summary.nll.round(4), summary.spread.round(4))
         [1.3863] [1.3863] [5.5452]
     """
-    inputs = check_classes(logits, targets, axis=axis, where=where)
+    inputs = check_classes(
+        logits,
+        targets,
+        axis=axis,
+        where=where,
+        num_classes=num_classes,
+        class_axis_name=class_axis_name,
+        batch_axis_name=batch_axis_name,
+    )
     class_vector = check_class_vector("class_vector", class_vector, inputs.logits.shape[inputs.axis])
     return _summarize(inputs, class_vector)
 
@@ -89,6 +118,9 @@ def summarize_linear(
     class_vector: ClassVector | None = None,
     where: RowMask | None = None,
     block_bytes: int | None = None,
+    num_classes: int | None = None,
+    class_axis_name: AxisName | None = None,
+    batch_axis_name: RowAxisNames | None = None,
 ) -> Summary:
     """Summarizes every row of hidden · kernel, without the logits ever being held.
 
@@ -104,6 +136,10 @@ def summarize_linear(
         class_vector: (V,), e.g. ones, class weights or a prior, for `spread`.
         where: boolean, the shape of the rows (...). A row where it is false has a summary of zeros with zero gradient.
         block_bytes: what one block of logits may take in float32, as in `linear_cross_entropy`.
+        num_classes: how many classes are no padding, as in `linear_cross_entropy`.
+        class_axis_name: mesh axes that split the classes, as in `linear_cross_entropy`.
+        batch_axis_name: mesh axes that split the rows, as in `linear_cross_entropy`. Inside `shard_map` it is not
+            needed.
 
     Returns:
         a `Summary`, as `summarize`.
@@ -120,16 +156,26 @@ def summarize_linear(
         [1.3863] [1.3863]
     """
     head = check_head(hidden, kernel, bias, softcap, block_bytes)
-    inputs = check_classes(head, targets, where=where, name="hidden · kernel")
+    inputs = check_classes(
+        head,
+        targets,
+        where=where,
+        num_classes=num_classes,
+        class_axis_name=class_axis_name,
+        batch_axis_name=batch_axis_name,
+    )
     return _summarize(inputs, check_class_vector("class_vector", class_vector, head.shape[-1]))
 
 
 @jax.jit
 def _summarize(inputs, class_vector):
-    summary = summarize_rows(read_classes(inputs), class_vector=class_vector)
-    if not isinstance(inputs.logits, Head):
-        return summary
-    return jax.tree.map(lambda number: jnp.reshape(number, inputs.logits.shape[:-1]), summary)
+    def summarize_slice(inputs, class_vector):
+        summary = summarize_rows(read_classes(inputs), class_vector=class_vector)
+        if not isinstance(inputs.logits, Head):
+            return summary
+        return jax.tree.map(lambda number: jnp.reshape(number, inputs.logits.shape[:-1]), summary)
+
+    return on_slices(summarize_slice, inputs, class_vector, spec=inputs.split.classes_spec(), per_row=True)
 
 
 def summarize_rows(rows: Rows, *, class_vector: _Class | None = None, target_weights: _Class | None = None) -> Summary:
@@ -141,28 +187,33 @@ def summarize_rows(rows: Rows, *, class_vector: _Class | None = None, target_wei
         target_weights: v, for distributions q: the target is then t_c = v_c q_c.
     """
     dtype = accumulator(rows.logits, rows.targets, rows.weights, rows.class_weights, class_vector)
-    target_weights = None if target_weights is None else target_weights.astype(dtype)
-    class_vector = None if class_vector is None else class_vector.astype(dtype)
-
-    def summarize_row(logits, target, counts):
-        return _summarize_row(logits, target, target_weights, class_vector, counts, dtype)
-
+    size = rows.logits.shape[-1]
+    real = rows.classes.real(size)
+    target_weights, class_vector = (
+        None if vector is None else without_padding(vector.astype(dtype), real, 0)
+        for vector in (target_weights, class_vector)
+    )
+    targets = rows.targets - rows.classes.start(size) if rows.has_labels else rows.targets
+    shared = {
+        "target_weights": target_weights,
+        "class_vector": class_vector,
+        "counts": rows.counts,
+        "real": real,
+        "classes": rows.classes,
+    }
     if isinstance(rows.logits, Head):
-        result = measure_head(HeadRows(rows.logits, rows.targets, target_weights, class_vector, rows.counts))
-        maximum, numbers = jax.tree.map(lambda number: number.astype(dtype), result)
-        summary = _assemble(maximum, numbers, rows.counts)
+        measured = measure_head(vary_rule(HeadRows(rows.logits, targets, **shared)))
+        numbers = jax.tree.map(lambda number: number.astype(dtype), measured)
     else:
+        measure_row = partial(_measure_row, dtype=dtype)
         for _ in rows.logits.shape[:-1]:
-            summarize_row = jax.vmap(summarize_row)
-        summary = summarize_row(rows.logits, rows.targets, rows.counts)
-    return summary._replace(nll=loud(rows.valid, summary.nll))
+            measure_row = jax.vmap(measure_row, in_axes=(ROW_AXES,))
+        numbers = measure_row(vary_rule(Row(rows.logits, targets, maximum=None, **shared)))
+    log_z, nll, spread = (
+        silence(rows.counts, number) for number in (numbers.maximum + numbers.log_sum, numbers.nll, numbers.spread)
+    )
+    return Summary(log_z, loud(rows.valid, nll), spread)
 
 
-def _summarize_row(logits, target, target_weights, class_vector, counts, dtype) -> Summary:
-    maximum = row_maximum(logits, dtype)
-    return _assemble(maximum, measure(Row(logits, target, target_weights, class_vector, counts, maximum)), counts)
-
-
-def _assemble(maximum, numbers: Numbers, counts) -> Summary:
-    log_sum, nll, spread, *_ = numbers
-    return Summary(silence(counts, maximum + log_sum), silence(counts, nll), silence(counts, spread))
+def _measure_row(row: Row, dtype: Any) -> Numbers:
+    return measure(row._replace(maximum=row_maximum(row.logits, dtype, row.real)))

@@ -11,6 +11,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Integer
 
 ArrayLike = jax.Array | np.ndarray
+AxisName = str | tuple[str, ...]
+RowAxisNames = str | tuple[str, ...] | jax.sharding.PartitionSpec
 Scalar = float | jax.Array | np.ndarray | np.generic
 
 Logits = Float[ArrayLike, "*rows classes"]
@@ -42,16 +44,28 @@ class RowOptions(TypedDict, total=False):
 
 
 class LabelOptions(RowOptions, total=False):
-    """Options of every loss over classes, for whatever the logits are."""
+    """Options of every loss with labels, for whatever the logits are."""
 
     class_weights: ClassVector | None
     ignore_index: int | None
 
 
-class ClassOptions(LabelOptions, total=False):
-    """Options of every loss over the classes of an array."""
+class MeshOptions(TypedDict, total=False):
+    """Options of losses whose classes may be split over a mesh."""
+
+    num_classes: int | None
+    class_axis_name: AxisName | None
+    batch_axis_name: RowAxisNames | None
+
+
+class ScoreOptions(LabelOptions, total=False):
+    """Options of every loss with labels over the classes of an array."""
 
     axis: int
+
+
+class ClassOptions(ScoreOptions, MeshOptions, total=False):
+    """Options of the losses that are arithmetic on a summary."""
 
 
 class HeadOptions(TypedDict, total=False):
@@ -63,11 +77,15 @@ class HeadOptions(TypedDict, total=False):
     recompute: bool | None
 
 
-class LinearOptions(LabelOptions, HeadOptions, total=False):
+class LinearOptions(LabelOptions, HeadOptions, MeshOptions, total=False):
     """Options of a linear head's losses over classes."""
 
 
-class TeacherOptions(RowOptions, HeadOptions, total=False):
+class DistillationOptions(RowOptions, MeshOptions, total=False):
+    """Options of the distance between two models' logits."""
+
+
+class TeacherOptions(DistillationOptions, HeadOptions, total=False):
     """Options of a linear head's distance from another."""
 
     teacher_bias: ClassVector | None

@@ -191,7 +191,6 @@ def linear_cross_entropy(
         target,
         class_weights=weight,
         ignore_index=ignore_index,
-        name="hidden · kernel",
     )
     label_smoothing = check_scalar("label_smoothing", label_smoothing, low=0, high=1)
     recompute = recomputes(None, inputs)

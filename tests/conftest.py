@@ -14,6 +14,15 @@ with install_import_hook(["jaxce._rule", "jaxce._rows"], "beartype.beartype"):
     import jaxce  # noqa: F401
 
 
+def pytest_addoption(parser):
+    parser.addoption("--thorough", action="store_true", help="also run what is too long for every day")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--thorough"):
+        items[:] = [item for item in items if not item.get_closest_marker("thorough")]
+
+
 @pytest.fixture(autouse=True)
 def strict_dtypes():
     """No array of the library changes its dtype unasked."""

@@ -11,8 +11,8 @@ import jaxce
 
 ROOT = Path(__file__).parent.parent
 ORDER = [
-    ["_types"],
-    ["_inputs", "_autodiff"],
+    ["_types", "_mesh", "_autodiff"],
+    ["_inputs", "_slice"],
     ["_rows"],
     ["_reduction", "_rule"],
     ["_head"],

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxce._rule import Row, merge, row_maximum, slice_row
+from jaxce._mesh import Classes
+from jaxce._rule import Row, numbers_of, row_maximum, slice_row
+from jaxce._slice import merge, merge_devices
 
 ROWS = {
     "ordinary": [1.0, -2.0, 0.5, 3.0, 2.0, -1.0],
@@ -22,7 +24,8 @@ ROWS = {
 def _slice(logits, target, vector, start, stop):
     logits = logits[start:stop]
     local = target - start if target.ndim == 0 else target[start:stop]
-    return slice_row(Row(logits, local, None, vector[start:stop], None, row_maximum(logits, logits.dtype)))
+    maximum = row_maximum(logits, logits.dtype)
+    return slice_row(Row(logits, local, None, vector[start:stop], None, maximum, None, Classes(6)))
 
 
 @pytest.mark.parametrize("edges", [(0, 3, 6), (0, 1, 6), (0, 1, 2, 3, 4, 5, 6), (0, 4, 5, 6)])
@@ -45,13 +48,29 @@ def test_slices_merge_into_the_row(name, edges):
     def all_of_them(target):
         whole = _slice(logits, target, vector, 0, 6)
         return [
-            (part.maximum, *part.numbers(has_label=target.ndim == 0)[:3])
-            for part in (whole, merged(target, 1), merged(target, -1))
+            numbers_of(part, has_label=target.ndim == 0)[:4]
+            for part in (whole, merged(target, 1), merged(target, -1), *by_devices(target))
         ]
 
+    def by_devices(target):
+        """The same of 1, 2, 3 and 6 slices that devices hold, an axis of `vmap` in their place."""
+        for slices in (1, 2, 3, 6):
+            size = 6 // slices
+
+            def on_device(logits, vector, start, q, size=size, slices=slices):
+                local = target - start if target.ndim == 0 else q
+                row = Row(logits, local, None, vector, None, row_maximum(logits, logits.dtype), None, Classes(6))
+                return merge_devices(slice_row(row), Classes(6, ("devices",), slices))
+
+            arrays = (logits, vector, jnp.arange(6), jnp.broadcast_to(target, 6))
+            split = [array.reshape(slices, size) for array in arrays]
+            split[2] = split[2][:, 0]
+            merged = jax.vmap(on_device, axis_name="devices")(*split)
+            yield jax.tree.map(lambda number: number[0], merged)
+
     for target in (label, distribution):
-        whole, forward, backward = all_of_them(target)
-        for part in (forward, backward):
+        whole, *others = all_of_them(target)
+        for part in others:
             np.testing.assert_array_equal(part[0], whole[0])
             np.testing.assert_allclose(part[1:], whole[1:], rtol=2e-6)
             assert np.all(np.isfinite(part))
