@@ -235,7 +235,7 @@ def without_padding(values: Array, real: Any, otherwise: float | int) -> Array:
     """The values along the last axis, with something else in place of padding."""
     if real is None:
         return values
-    return jnp.where(jnp.arange(values.shape[-1]) < real, values, jnp.asarray(otherwise, values.dtype))
+    return jnp.where(jnp.arange(values.shape[-1], dtype=jnp.int32) < real, values, jnp.asarray(otherwise, values.dtype))
 
 
 def _real(row: Row) -> Row:
