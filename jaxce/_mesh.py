@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 from jax import lax
-from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 
 @jax.tree_util.register_static
@@ -49,40 +49,37 @@ class Split:
     Attributes:
         rows: for every axis of the rows, the mesh axes that split it.
         classes: the mesh axes that split the classes.
-        whole: those of them along which the arrays are not split yet, so that `shard_map` has to be entered.
+        is_whole: whether the arrays are not split yet, so that `shard_map` has to be entered.
         mesh: the mesh that the arrays' types carry, where there is none in the context.
     """
 
     rows: tuple[tuple[str, ...], ...] = ()
     classes: tuple[str, ...] = ()
-    whole: frozenset[str] = frozenset()
+    is_whole: bool = False
     mesh: AbstractMesh | None = None
 
     @property
     def row_axes(self) -> tuple[str, ...]:
         """The mesh axes that the rows are split over, here."""
-        return tuple(name for names in self.rows for name in names if name not in self.whole)
+        return () if self.is_whole else tuple(name for names in self.rows for name in names)
 
     @property
     def class_axes(self) -> tuple[str, ...]:
         """The mesh axes that the classes are split over, here."""
-        return tuple(name for name in self.classes if name not in self.whole)
+        return () if self.is_whole else self.classes
 
     def rows_spec(self) -> PartitionSpec:
         """How `shard_map` is to split arrays of the rows' shape."""
-        return PartitionSpec(*(self._entry(names) for names in self.rows))
+        return PartitionSpec(*self.rows)
 
     def classes_spec(self) -> PartitionSpec:
         """How `shard_map` is to split vectors of classes."""
-        return PartitionSpec(self._entry(self.classes))
+        return PartitionSpec(self.classes)
 
     def spec(self, ndim: int, axis: int) -> PartitionSpec:
         """How `shard_map` is to split arrays of rows and classes, the classes along `axis`."""
-        rows = [*self.rows_spec(), *[None] * (ndim - 1 - len(self.rows))]
-        return PartitionSpec(*rows[:axis], *self.classes_spec(), *rows[axis:])
-
-    def _entry(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(name for name in names if name in self.whole)
+        rows = [*self.rows, *[None] * (ndim - 1 - len(self.rows))]
+        return PartitionSpec(*rows[:axis], self.classes, *rows[axis:])
 
 
 UNSPLIT = Split()
@@ -106,24 +103,29 @@ def find_split(
     rows = named.rows or tuple(types[:axis] + types[axis + 1 :])
     taken = {name for names in rows for name in names}
     classes = named.classes or tuple(name for name in _explicit(held)[held_axis] if name not in taken)
-    mesh = jax.sharding.get_abstract_mesh()
-    whole = (taken | {*classes}) - set(mesh.manual_axes)
-    meshes = [jax.typeof(array).sharding.mesh, jax.typeof(held).sharding.mesh]
-    typed = next((typed for typed in meshes if not typed.empty), None) if mesh.empty else None
-    split = Split(rows, classes, frozenset(whole), typed)
     if not (taken or classes):
         return UNSPLIT
-    same = set(split.class_axes) - varying(held)
+    mesh = jax.sharding.get_abstract_mesh()
+    manual, names = set(mesh.manual_axes), taken | {*classes}
+    if not manual:
+        meshes = [jax.typeof(array).sharding.mesh, jax.typeof(held).sharding.mesh]
+        typed = next((typed for typed in meshes if not typed.empty), None) if mesh.empty else None
+        split = Split(rows, classes, is_whole=True, mesh=typed)
+        _check_division(split, name, array.shape[:axis] + array.shape[axis + 1 :], held_name, held.shape[held_axis])
+        return split
+    if names - manual:
+        raise ValueError(
+            f"{_listed(names)} split rows and classes, and the `shard_map` around the loss splits its arguments over "
+            f"{_listed(manual)} alone. Pass it axis_names={{{_listed(names | manual)}}}."
+        )
+    same = set(classes) - varying(held)
     if same:
         raise ValueError(
             f"`class_axis_name` is {class_axis_name!r}, but all devices along {_listed(same)} hold the same "
             f"`{held_name}`: its classes are not split. Split them by the in_specs of `shard_map`, or leave the name "
             "out."
         )
-    if whole:
-        row_shape = array.shape[:axis] + array.shape[axis + 1 :]
-        _check_division(split, name, row_shape, held_name, held.shape[held_axis])
-    return split
+    return Split(rows, classes)
 
 
 def split_by_names(batch_axis_name: Any, class_axis_name: Any = None) -> Split:
@@ -144,7 +146,7 @@ def split_by_names(batch_axis_name: Any, class_axis_name: Any = None) -> Split:
                 f"`shard_map` with check_vma=False does not know what differs along {name!r}, and would get the "
                 "gradients wrong. Leave check_vma at True, its default."
             )
-    return Split(rows, classes, frozenset(names - set(mesh.manual_axes)))
+    return Split(rows, classes, is_whole=not mesh.manual_axes)
 
 
 def check_rows_vary(split: Split, *arrays: Any) -> None:
@@ -160,9 +162,14 @@ def check_rows_vary(split: Split, *arrays: Any) -> None:
 def _explicit(array: Any) -> list[tuple[str, ...]]:
     """For every axis of an array, the Explicit mesh axes that split it."""
     sharding = jax.typeof(array).sharding
-    kinds = dict(zip(sharding.mesh.axis_names, sharding.mesh.axis_types, strict=True))
+    explicit = _explicit_axes(sharding.mesh)
     entries = [*sharding.spec, *[None] * (array.ndim - len(sharding.spec))]
-    return [tuple(name for name in _names(entry) if kinds[name] == AxisType.Explicit) for entry in entries]
+    return [tuple(name for name in _names(entry) if name in explicit) for entry in entries]
+
+
+def _explicit_axes(mesh: AbstractMesh) -> set[str]:
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return {name for name, kind in kinds if kind == AxisType.Explicit}
 
 
 def _names(entry: Any) -> tuple[str, ...]:
@@ -183,19 +190,18 @@ def _listed(names: Any) -> str:
 
 def _check_division(split: Split, name: str, rows: tuple[int, ...], holder: str, num_classes: int) -> None:
     shape = (split.mesh or jax.sharding.get_abstract_mesh()).shape
-    shares = {axis: shape[axis] for axis in split.whole}
     if len(split.rows) > len(rows):
         raise ValueError(
             f"`batch_axis_name` splits {len(split.rows)} axes of rows, and `{name}` has {len(rows)}, of lengths {rows}."
         )
     for length, names in zip(rows, split.rows, strict=False):
-        count = math.prod(shares.get(axis, 1) for axis in names)
+        count = math.prod(shape[axis] for axis in names)
         if length % count:
             raise ValueError(
                 f"{count} devices along {_listed(names)} cannot share {length} rows of `{name}` evenly. Fill them up "
                 "with rows that `where` leaves out."
             )
-    count = math.prod(shares.get(axis, 1) for axis in split.classes)
+    count = math.prod(shape[axis] for axis in split.classes)
     if num_classes % count:
         raise ValueError(
             f"{count} devices along {_listed(split.classes)} cannot share {num_classes} classes of `{holder}` evenly. "
@@ -240,17 +246,21 @@ def over_devices(function: Callable[..., Any], split: Split, arguments: Any, spe
         arguments,
         is_leaf=lambda node: isinstance(node, PartitionSpec),
     )
-    if any(kind == AxisType.Explicit for kind in mesh.axis_types):
-        arguments = jax.tree.map(lambda array, spec: jax.sharding.reshard(array, _place(mesh, spec)), arguments, specs)
+    arguments = jax.tree.map(lambda array, spec: _retype(array, mesh, spec), arguments, specs)
     axes = set(mesh.axis_names) - set(mesh.manual_axes)
     mapped = jax.shard_map(function, mesh=split.mesh, in_specs=specs, out_specs=out_specs, axis_names=axes)
     return mapped(*arguments)
 
 
-def _place(mesh: AbstractMesh, spec: PartitionSpec) -> Any:
-    return jax.sharding.NamedSharding(mesh, spec)
+def _retype(array: Any, mesh: AbstractMesh, spec: PartitionSpec) -> Any:
+    """The array split over the Explicit axes of the mesh as its type must say before `shard_map` takes it."""
+    explicit = _explicit_axes(mesh)
+    if not explicit:
+        return array
+    entries = [tuple(name for name in _names(entry) if name in explicit) for entry in spec]
+    return jax.sharding.reshard(array, NamedSharding(mesh, PartitionSpec(*entries)))
 
 
 def enter(split: Split) -> Split:
     """The same split, of arrays that are not whole any more."""
-    return replace(split, whole=frozenset(), mesh=None)
+    return replace(split, is_whole=False, mesh=None)

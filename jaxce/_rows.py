@@ -81,7 +81,7 @@ def on_slices(
         spec: how the settings are split; None is not at all.
     """
     split = inputs.split
-    if not split.whole:
+    if not split.is_whole:
         return function(inputs, settings)
     entered = replace(inputs, split=enter(split))
     specs = replace(inputs.specs(), split=entered.split), spec or PartitionSpec()

@@ -2,11 +2,12 @@
 
 import functools
 
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -88,15 +89,15 @@ def _is_moving(name):
 
 def _value_and_gradients(case, **mesh_options):
     """A function of the arrays of a case, all losses' gradients by all floating ones."""
+    moving = tuple(i for i, name in enumerate((CASES | BY_TYPES)[case][1]) if _is_moving(name))
+    return jax.value_and_grad(lambda *arrays: _value(case, arrays, **mesh_options), moving)
+
+
+def _value(case, arrays, **mesh_options):
     loss, names = (CASES | BY_TYPES)[case]
-    moving = tuple(i for i, name in enumerate(names) if _is_moving(name))
-
-    def value(*arrays):
-        count = sum(name in POSITIONAL for name in names)
-        options = dict(zip(names[count:], arrays[count:], strict=True))
-        return loss(*arrays[:count], **options, **mesh_options)
-
-    return jax.value_and_grad(value, moving)
+    count = sum(name in POSITIONAL for name in names)
+    options = dict(zip(names[count:], arrays[count:], strict=True))
+    return loss(*arrays[:count], **options, **mesh_options)
 
 
 def _arrays(case, dtype=None):
@@ -178,3 +179,217 @@ def test_split_losses_in_float32(case):
     expected = jax.jit(_value_and_gradients(case, num_classes=REAL))(*arrays)
     result = _by_shard_map(case, jax.make_mesh((2, 4), ("data", "model")), "data", "model", REAL, arrays)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), result, expected)
+
+
+def _on_mesh(function, specs, out_specs, shape=(2, 4)):
+    mesh = jax.make_mesh(shape, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out_specs))
+
+
+@pytest.mark.parametrize("case", [*MAIN[:1], "linear, labels, forward gradients", "linear distillation, recomputed"])
+def test_every_mode_works_inside_shard_map(case, x64):
+    names, arrays = CASES[case][1], _arrays(case)
+    moving = [i for i, name in enumerate(names) if _is_moving(name)]
+    direction = [jnp.cos(1 + arrays[i]) for i in moving]
+
+    def modes(arrays, direction, **mesh_options):
+        def value(*moved):
+            replaced = dict(zip(moving, moved, strict=True))
+            full = [replaced.get(i, array) for i, array in enumerate(arrays)]
+            return _value(case, full, **mesh_options)
+
+        at = [arrays[i] for i in moving]
+        gradient = jax.grad(value, tuple(range(len(at))))
+        along = jax.linearize(value, *at)[1]
+        return {
+            "jvp": jax.jvp(value, at, direction)[1],
+            "linearize": along(*direction),
+            "jvp of grad": jax.jvp(gradient, at, direction)[1],
+            "grad of jvp": jax.grad(lambda *at: jax.jvp(value, at, tuple(direction))[1], tuple(range(len(at))))(*at),
+            "checkpoint": jax.grad(jax.checkpoint(value), tuple(range(len(at))))(*at),
+        }
+
+    expected = jax.jit(functools.partial(modes, num_classes=REAL))(arrays, direction)
+    specs = [_spec(name, "data", "model") for name in names]
+    moving_specs = [specs[i] for i in moving]
+    split = functools.partial(modes, class_axis_name="model", batch_axis_name="data", num_classes=REAL)
+    scalars, vectors = ("jvp", "linearize"), ("jvp of grad", "grad of jvp", "checkpoint")
+    out_specs = dict.fromkeys(scalars, P()) | dict.fromkeys(vectors, tuple(moving_specs))
+    result = _on_mesh(split, (specs, moving_specs), out_specs)(arrays, direction)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11), result, expected)
+
+
+ROW_OF = {
+    "a label far ahead": [[40.0, 0, 1, 0, 2, 1, 0, 0], [0, 0, 1, 0, 2, 1, 0, 70.0]],
+    "ties on all devices": [[0.0] * 8, [3.0] * 8],
+    "an offset": [[1e4, 1e4 - 2, 1e4 + 1, 1e4 - 1, 1e4, 1e4 - 3, 1e4, 1e4], [-1e4] * 8],
+    "devices without a class": [[1.0, 0] + [-np.inf] * 6, [-np.inf] * 6 + [1.0, 2.0]],
+    "devices far apart": [[1e4, 0, -1e4, -1e4, 0, 0, 0, 0], [-1e4, 0, -1e4, -1e4, 0, 0, 0, 1e4]],
+    "a label without mass": [[-np.inf] + [0.0] * 7, [0.0] * 7 + [-np.inf]],
+    "nothing": [[-np.inf] * 8, [0.0] * 8],
+    "NaN": [[np.nan] + [0.0] * 7, [0.0] * 7 + [1.0]],
+    "inf": [[0.0] * 7 + [np.inf], [0.0] * 7 + [1.0]],
+}
+
+
+@functools.cache
+def _hostile():
+    def all_of_it(logits, labels, **mesh_options):
+        def losses(logits):
+            return jaxce.cross_entropy(logits, labels, reduction="none", **mesh_options)
+
+        return losses(logits), jax.grad(lambda logits: jnp.sum(losses(logits)))(logits)
+
+    split = functools.partial(all_of_it, class_axis_name="model")
+    specs = P(None, "model"), P()
+    return jax.jit(all_of_it), _on_mesh(split, specs, (P(), P(None, "model")), (2, 4))
+
+
+@pytest.mark.parametrize("name", ROW_OF)
+def test_hostile_rows_are_as_exact_as_on_one_device(name):
+    logits, labels = jnp.asarray(ROW_OF[name], jnp.float32), jnp.array([0, 7])
+    whole, split = _hostile()
+    for result, expected in zip(split(logits, labels), whole(logits, labels), strict=True):
+        np.testing.assert_allclose(result, expected, rtol=2e-6, atol=1e-45)
+
+
+def test_wrong_and_ignored_labels_and_padding():
+    """A wrong label is loud in its own row alone; padding and rows that do not count may hold anything."""
+    logits = jnp.asarray(ARRAYS["logits"], jnp.float32).at[:, REAL:].set(jnp.nan).at[1].set(jnp.nan)
+    labels = jnp.array([0, -100, REAL, -1, 12, 4, V, 3])
+    options = {"ignore_index": -100, "num_classes": REAL, "label_smoothing": 0.1}
+
+    def losses(logits, labels, **mesh_options):
+        def per_row(logits):
+            return jaxce.cross_entropy(logits, labels, **options, **mesh_options, reduction="none")
+
+        return per_row(logits), jax.grad(lambda logits: jnp.sum(per_row(logits)))(logits)
+
+    split = functools.partial(losses, class_axis_name="model")
+    result = _on_mesh(split, (P("data", "model"), P("data")), (P("data"), P("data", "model")))(logits, labels)
+    expected = jax.jit(losses)(logits, labels)
+    for ours, theirs in zip(result, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-6, atol=1e-7)
+    assert np.isnan(result[0]).tolist() == [False, False, True, True, False, False, True, False]
+    assert not result[1][:, REAL:][np.array([0, 1, 4, 5, 7])].any()
+    assert not result[1][1].any()
+
+
+def _hlo(step, *arrays):
+    return jax.jit(step).lower(*arrays).compile().as_text()
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+def test_plain_jit_on_an_explicit_mesh_gathers_nothing(recompute):
+    """And its gradients are split as their arrays are."""
+    mesh = jax.make_mesh((2, 4), ("data", "model"))
+    hidden, kernel, labels = _placed(
+        "linear, labels, recomputed", mesh, "data", "model", _arrays("linear, labels, recomputed", jnp.float32)
+    )[:3]
+
+    def loss(hidden, kernel):
+        return jaxce.linear_cross_entropy(hidden, kernel, labels, recompute=recompute, block_bytes=4 * N)
+
+    step = jax.value_and_grad(loss, (0, 1))
+    assert "all-gather" not in _hlo(step, hidden, kernel)
+    gradients = jax.jit(step)(hidden, kernel)[1]
+    assert [gradient.sharding.spec for gradient in gradients] == [P("data", None), P(None, "model")]
+
+
+def test_plain_jit_on_an_auto_mesh_does_not_gather_the_classes_of_logits():
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    for case in ("labels", "distributions"):
+        logits, targets = _placed(case, mesh, "data", "model", _arrays(case, jnp.float32))[:2]
+        text = _hlo(jax.value_and_grad(lambda z, t: jaxce.cross_entropy(z, t, label_smoothing=0.1)), logits, targets)
+        gathered = [line for line in text.splitlines() if " all-gather(" in line]
+        assert all(f",{V}]" not in line and f"[{V}," not in line for line in gathered)
+
+
+# Rows in scan's steps and on devices: (steps, devices).
+LAYOUTS = [(1, 8), (2, 4), (4, 2), (8, 1), (2, 8)]
+BATCH = 16
+
+
+@functools.cache
+def _accumulated(layout):
+    """Loss and gradient of a batch that comes in steps, over devices, from its sums."""
+    steps, devices = layout
+    mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
+
+    def on_device(kernel, *rows):
+        def step(carry, micro_batch):
+            def total(kernel):
+                hidden, labels, weights, where = micro_batch
+                parts = jaxce.linear_cross_entropy(
+                    hidden, kernel, labels, weights=weights, where=where, batch_axis_name="data", reduction="parts"
+                )
+                return parts.total, parts
+
+            gradient, parts = jax.grad(total, has_aux=True)(kernel)
+            return (carry[0] + parts, carry[1] + gradient), None
+
+        nothing = jaxce.MeanParts(jnp.zeros(()), jnp.zeros(())), jnp.zeros_like(kernel)
+        (parts, gradient), _ = jax.lax.scan(step, nothing, rows)
+        return parts.mean(), jaxce.MeanParts(gradient, parts.weight).mean()
+
+    split = jax.shard_map(on_device, mesh=mesh, in_specs=(P(), *[P(None, "data")] * 4), out_specs=P())
+
+    def accumulate(kernel, *rows):
+        return split(kernel, *(array.reshape(steps, BATCH // steps, *array.shape[1:]) for array in rows))
+
+    return jax.jit(accumulate)
+
+
+@functools.cache
+def _at_once():
+    def loss(kernel, hidden, labels, weights, where):
+        return jaxce.linear_cross_entropy(hidden, kernel, labels, weights=weights, where=where)
+
+    return jax.jit(jax.value_and_grad(loss))
+
+
+@hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
+@hypothesis.given(
+    layout=st.sampled_from(LAYOUTS),
+    seed=st.integers(0, 2**32 - 1),
+    masked=st.lists(st.tuples(st.integers(0, BATCH), st.integers(0, BATCH)), max_size=3),
+    keeps=st.floats(0, 1),
+)
+def test_any_split_of_a_batch_has_its_loss_and_gradient(layout, seed, masked, keeps):
+    """Whole stretches of rows are masked, and with them shards and micro-batches."""
+    rng = np.random.default_rng(seed)
+    where = rng.uniform(size=BATCH) < keeps
+    for start, stop in masked:
+        where[start:stop] = False
+    weights = rng.uniform(0, 2, BATCH)
+    rows = [rng.normal(size=(BATCH, D)), rng.integers(0, V, BATCH), weights, where]
+    arrays = [jnp.asarray(array, jnp.float32 if array.dtype == float else None) for array in rows]
+    kernel = jnp.asarray(ARRAYS["kernel"], jnp.float32)
+    value, gradient = _accumulated(layout)(kernel, *arrays)
+    expected, expected_gradient = _at_once()(kernel, *arrays)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-6, atol=1e-6)
+    if not where.any():
+        assert value == 0
+        assert not gradient.any()
+
+
+def test_an_own_loss_of_split_rows_and_classes(x64):
+    def loss(logits, labels, weights, where, **mesh_options):
+        batch_axis_name = mesh_options.get("batch_axis_name")
+        vector = jnp.ones(logits.shape[-1])
+        summary = jaxce.summarize(logits, labels, class_vector=vector, where=where, **mesh_options)
+        losses = -jnp.expm1(-0.7 * summary.nll) / 0.7 + 1e-3 * summary.spread + 1e-3 * summary.log_z**2
+        return jaxce.reduce_losses(losses, weights, where=where, batch_axis_name=batch_axis_name)
+
+    names = ["logits", "labels", "weights", "where"]
+    arrays = [jnp.asarray(ARRAYS[name]) for name in names]
+    expected = jax.jit(jax.value_and_grad(loss))(*arrays)
+    split = functools.partial(loss, class_axis_name="model", batch_axis_name="data")
+    specs = tuple(_spec(name, "data", "model") for name in names)
+    result = _on_mesh(jax.value_and_grad(split), specs, (P(), specs[0]))(*arrays)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), result, expected)
+    mesh = jax.make_mesh((2, 4), ("data", "model"))
+    placed = [jax.device_put(array, NamedSharding(mesh, spec)) for array, spec in zip(arrays, specs, strict=True)]
+    result = jax.jit(jax.value_and_grad(loss))(*placed)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), result, expected)
