@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from jaxce._mesh import UNSPLIT, Classes, Split, check_rows_vary, find_split
+from jaxce._mesh import UNSPLIT, Classes, Split, check_rows_vary, find_split, slice_hint
 from jaxce._types import Reduction
 
 
@@ -159,6 +159,7 @@ def check_classes(
             raise ValueError(
                 f"`class_weights` must have shape ({size},), one weight for each class along axis {axis} of "
                 f"`{name}`; got {class_weights.shape}. Weights of rows go into `weights`."
+                f"{slice_hint(class_weights.shape, size)}"
             )
     weights, where = check_weights_and_mask(weights, where, rows)
     inputs = ClassInputs(logits, targets, weights, class_weights, where, axis, ignore_index)
@@ -183,7 +184,10 @@ def _check_mesh(
         num_classes = _check_integer("num_classes", num_classes)
         most = inputs.classes.number
         if not 0 < num_classes <= most:
-            raise ValueError(f"`num_classes` must be in [1, {most}], the classes of `{name}`; got {num_classes}.")
+            raise ValueError(
+                f"`num_classes` must be in [1, {most}], the number of classes that `{name}` has in all; got "
+                f"{num_classes}."
+            )
     return replace(inputs, num_classes=num_classes)
 
 
@@ -231,6 +235,7 @@ def check_head(
         if bias.shape != kernel.shape[1:]:
             raise ValueError(
                 f"`{bias_name}` must have shape {kernel.shape[1:]}, one number for each class; got {bias.shape}."
+                f"{slice_hint(bias.shape, kernel.shape[1])}"
             )
     if softcap is not None:
         softcap = check_scalar(f"{prefix}softcap", softcap, low=0, open_low=True)
@@ -280,7 +285,10 @@ def check_class_vector(name: str, vector: Any, num_classes: int) -> Any:
         return None
     vector = _check_real(name, vector)
     if vector.shape != (num_classes,):
-        raise ValueError(f"`{name}` must have shape ({num_classes},), one number for each class; got {vector.shape}.")
+        raise ValueError(
+            f"`{name}` must have shape ({num_classes},), one number for each class; got {vector.shape}."
+            f"{slice_hint(vector.shape, num_classes)}"
+        )
     return vector
 
 

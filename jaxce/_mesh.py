@@ -115,8 +115,8 @@ def find_split(
         return split
     if names - manual:
         raise ValueError(
-            f"{_listed(names)} split rows and classes, and the `shard_map` around the loss splits its arguments over "
-            f"{_listed(manual)} alone. Pass it axis_names={{{_listed(names | manual)}}}."
+            f"Rows and classes are split over {_listed(names)}, and the `shard_map` around the loss splits its arguments "
+            f"over {_listed(manual)} alone. Pass it axis_names={{{_listed(names | manual)}}}."
         )
     same = set(classes) - varying(held)
     if same:
@@ -157,6 +157,14 @@ def check_rows_vary(split: Split, *arrays: Any) -> None:
             f"`batch_axis_name` names {_listed(same)}, but all devices along it hold the same rows. Split them by "
             "the in_specs of `shard_map`, or leave the name out."
         )
+
+
+def slice_hint(shape: tuple[int, ...], size: int) -> str:
+    """What may be wrong with a vector of classes where slices of `size` are at hand."""
+    is_inside = bool(jax.sharding.get_abstract_mesh().manual_axes)
+    if is_inside and len(shape) == 1 and shape[0] > size and shape[0] % size == 0:
+        return " Inside `shard_map` it is a slice, split like the classes."
+    return ""
 
 
 def _explicit(array: Any) -> list[tuple[str, ...]]:
