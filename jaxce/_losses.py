@@ -97,9 +97,10 @@ def cross_entropy(
         z_loss: λ ≥ 0. Holds the softmax's denominator near 1; 1e-4 is common for language models.
         num_classes: how many classes there are in all. None is all that the arrays have; of fewer, the rest is padding
             at the end, which is not read.
-        class_axis_name: mesh axis, or axes, over which the classes are split. Inside `shard_map`, whatever has classes
-            is the device's slice, and labels stay numbers of all classes. Outside, arrays are whole, on the mesh of
-            `jax.set_mesh`; on an Explicit mesh their types say how they are split, and no name is needed.
+        class_axis_name: mesh axis, or axes in the order of their spec, over which the classes are split. Inside
+            `shard_map`, whatever has classes is the device's slice, and labels stay numbers of all classes. Outside,
+            arrays are whole, on the mesh of `jax.set_mesh`; on an Explicit mesh their types say how they are split, and
+            no name is needed.
         batch_axis_name: mesh axis, or axes, over which the rows are split; outside `shard_map` a `PartitionSpec` if
             they split several axes of rows. The sum, the mean and the parts are then those of all rows.
         reduction: "mean", "sum", "none" (the losses, times `weights`) or "parts" (a `MeanParts`, for batches that are

@@ -115,8 +115,8 @@ def find_split(
         return split
     if names - manual:
         raise ValueError(
-            f"Rows and classes are split over {_listed(names)}, and the `shard_map` around the loss splits its arguments "
-            f"over {_listed(manual)} alone. Pass it axis_names={{{_listed(names | manual)}}}."
+            f"Rows and classes are split over {_listed(names)}, and the `shard_map` around the loss splits its "
+            f"arguments over {_listed(manual)} alone. Pass it axis_names={{{_listed(names | manual)}}}."
         )
     same = set(classes) - varying(held)
     if same:

@@ -1,47 +1,32 @@
 """The same programs compiled, not run, for a TPU v5e and an H100: with the packages of the extra `accelerators`."""
 
-import os
+from collections import Counter
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from jax import ShapeDtypeStruct
-from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 from test_memory import CALLS, SHAPES, C, N
 
 import jaxce
-
-H100 = """
-gpu_device_info {
-  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472
-  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
-  block_dim_limit_z: 65535 memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
-  device_memory_size: 84942979072 shared_memory_per_block_optin: 232448
-  cuda_compute_capability { major: 9 minor: 0 } registers_per_core_limit: 65536 registers_per_block_limit: 65536
-}
-platform_name: "CUDA" dnn_version_info { major: 9 minor: 8 patch: 0 } device_description_str: "NVIDIA H100 80GB HBM3"
-"""
+from benchmarks import compiled, meshes
 
 
 def _v5e():
     pytest.importorskip("libtpu")
-    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
-    return topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
+    return compiled.v5e()
 
 
 def _h100():
     pytest.importorskip("jax_plugins.xla_cuda13")
-    return topologies.get_topology_desc(platform="cuda", target_config=H100, topology="1x1x1")
+    return compiled.h100()
 
 
 def _temporaries(topology, loss, *shapes, argnums=0):
     """Of value and gradient, compiled for one device."""
-    sharding = NamedSharding(Mesh(np.array(topology().devices[:1]), ("x",)), PartitionSpec())
-    placed = [ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding) for shape in shapes]
-    step = jax.jit(jax.value_and_grad(loss, argnums)).lower(*placed).compile()
-    return step.memory_analysis().temp_size_in_bytes
+    mesh = compiled.mesh_of(topology(), {"x": 1})
+    step = compiled.compile_step(mesh, loss, shapes, [PartitionSpec()] * len(shapes), argnums)
+    return compiled.temporaries(step)
 
 
 def _dense_temporaries(topology, limit):
@@ -88,6 +73,29 @@ def _head_temporaries(topology, limit, ragged_limit):
     measure("forward gradients, all options", 1.1 * plain, 131072, recompute=False, options=True)
 
 
+def _communication_of_meshes():
+    """Per step: the statistics of the rows over the classes' axis, one sum for each gradient, and the scalars."""
+    rows, local_kernel = f"f32[{meshes.ROWS}]", f"bf16[{meshes.FEATURES},{meshes.CLASSES // 4}]"
+    wanted = Counter(
+        {
+            ("all-reduce", (rows,)): 1,
+            ("all-reduce", (rows,) * 4): 1,
+            ("all-reduce", (f"bf16[{meshes.ROWS},{meshes.FEATURES}]",)): 1,
+            ("all-reduce", (local_kernel,)): 1,
+            ("all-reduce", ("f32[]", "f32[]")): 1,
+        }
+    )
+    sizes = []
+    for topology, data in (("2x4", 2), ("8x8", 16), ("16x16", 64)):
+        axes = {"data": data, "model": 4}
+        step = meshes.step(topology, axes, recompute=True)
+        assert compiled.collectives(step) == wanted
+        sizes.append(compiled.temporaries(step) - meshes.local_gradients(axes))
+        print(f"{topology}: {sizes[-1] / 1e6:.1f} MB beside the gradients of a device")
+    assert max(sizes) <= 250e6
+    assert max(sizes) <= 1.01 * min(sizes)
+
+
 # One test for a device: two processes that compile for a TPU at once stop each other.
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
@@ -98,3 +106,5 @@ def _head_temporaries(topology, limit, ragged_limit):
 def test_temporaries_of_value_and_gradient(topology, dense, head, ragged_head):
     _dense_temporaries(topology, dense)
     _head_temporaries(topology, head, ragged_head)
+    if topology is _v5e:
+        _communication_of_meshes()

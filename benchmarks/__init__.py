@@ -1,0 +1,1 @@
+"""Evidence for what the documentation says of memory and communication."""
