@@ -98,18 +98,16 @@ def find_split(
     """
     name, array, axis = logits
     held_name, held, held_axis = (name, array, axis) if kernel is None else (*kernel, 1)
-    named = split_by_names(batch_axis_name, class_axis_name)
+    typed = _mesh_of_types(array, held)
+    named = _split_by_names(batch_axis_name, class_axis_name, typed)
     types = _explicit(array)
     rows = named.rows or tuple(types[:axis] + types[axis + 1 :])
     taken = {name for names in rows for name in names}
     classes = named.classes or tuple(name for name in _explicit(held)[held_axis] if name not in taken)
     if not (taken or classes):
         return UNSPLIT
-    mesh = jax.sharding.get_abstract_mesh()
-    manual, names = set(mesh.manual_axes), taken | {*classes}
+    manual, names = set(jax.sharding.get_abstract_mesh().manual_axes), taken | {*classes}
     if not manual:
-        meshes = [jax.typeof(array).sharding.mesh, jax.typeof(held).sharding.mesh]
-        typed = next((typed for typed in meshes if not typed.empty), None) if mesh.empty else None
         split = Split(rows, classes, is_whole=True, mesh=typed)
         _check_division(split, name, array.shape[:axis] + array.shape[axis + 1 :], held_name, held.shape[held_axis])
         return split
@@ -128,11 +126,16 @@ def find_split(
     return Split(rows, classes)
 
 
-def split_by_names(batch_axis_name: Any, class_axis_name: Any = None) -> Split:
-    """What the caller says of a mesh, checked against the one that is there."""
+def find_row_split(losses: Any, batch_axis_name: Any) -> Split:
+    """As `find_split`, for losses, which need no `shard_map`."""
+    return _split_by_names(batch_axis_name, None, _mesh_of_types(losses))
+
+
+def _split_by_names(batch_axis_name: Any, class_axis_name: Any, typed: AbstractMesh | None) -> Split:
+    """What the caller says of a mesh, checked against the one that is there: of the context, or else `typed`."""
     classes, rows = _names(class_axis_name), _row_names(batch_axis_name)
     names = {*classes, *(name for names in rows for name in names)}
-    mesh = jax.sharding.get_abstract_mesh()
+    mesh = typed or jax.sharding.get_abstract_mesh()
     unknown = names - set(mesh.axis_names)
     if unknown:
         raise ValueError(
@@ -146,7 +149,15 @@ def split_by_names(batch_axis_name: Any, class_axis_name: Any = None) -> Split:
                 f"`shard_map` with check_vma=False does not know what differs along {name!r}, and would get the "
                 "gradients wrong. Leave check_vma at True, its default."
             )
-    return Split(rows, classes, is_whole=not mesh.manual_axes)
+    return Split(rows, classes, is_whole=not mesh.manual_axes, mesh=typed)
+
+
+def _mesh_of_types(*arrays: Any) -> AbstractMesh | None:
+    """The mesh that the arrays' types carry, where there is none in the context."""
+    if not jax.sharding.get_abstract_mesh().empty:
+        return None
+    meshes = (jax.typeof(array).sharding.mesh for array in arrays)
+    return next((mesh for mesh in meshes if not mesh.empty), None)
 
 
 def check_rows_vary(split: Split, *arrays: Any) -> None:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxce._inputs import accumulator, check_floating, check_reduction, check_weights_and_mask
-from jaxce._mesh import check_rows_vary, over_axes, split_by_names
+from jaxce._mesh import check_rows_vary, find_row_split, over_axes
 from jaxce._rows import silence
 from jaxce._types import ElementMask, Elements, MaskPerRow, PerRow, Reduction, RowAxisNames
 
@@ -110,7 +110,7 @@ def reduce_losses(
     losses = check_floating("losses", losses)
     weights, where = check_weights_and_mask(weights, where, losses.shape)
     check_reduction(reduction)
-    split = split_by_names(batch_axis_name)
+    split = find_row_split(losses, batch_axis_name)
     check_rows_vary(split, losses, weights, where)
     return _reduce_losses(losses, weights, where, axes=split.row_axes, reduction=reduction)
 

@@ -393,3 +393,30 @@ def test_an_own_loss_of_split_rows_and_classes(x64):
     placed = [jax.device_put(array, NamedSharding(mesh, spec)) for array, spec in zip(arrays, specs, strict=True)]
     result = jax.jit(jax.value_and_grad(loss))(*placed)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), result, expected)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_eager_calls_find_the_mesh_at_their_arrays(kind, x64):
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(kind,) * 2)
+    case = "linear, labels, recomputed"
+    hidden, kernel = _placed(case, mesh, "data", "model", _arrays(case))[:2]
+    labels = ARRAYS["labels"]
+    loss = jaxce.linear_cross_entropy(hidden, kernel, labels, batch_axis_name="data", class_axis_name="model")
+    np.testing.assert_allclose(loss, jaxce.cross_entropy(ARRAYS["hidden"] @ ARRAYS["kernel"], labels), rtol=1e-12)
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+def test_parts_of_devices_add_up_by_their_psum(recompute, x64):
+    """Rows alone are split, no names are given, and the kernel is the same on all devices."""
+    names = ["hidden", "kernel", "labels", "where"]
+    arrays = [jnp.asarray(ARRAYS[name]) for name in names]
+
+    def loss(hidden, kernel, labels, where, reduce=jaxce.MeanParts.mean):
+        options = {"where": where, "label_smoothing": 0.1, "recompute": recompute, "block_bytes": 64}
+        return reduce(jaxce.linear_cross_entropy(hidden, kernel, labels, reduction="parts", **options))
+
+    split = functools.partial(loss, reduce=lambda parts: parts.psum("data").mean())
+    specs = P("data"), P(), P("data"), P("data")
+    result = _on_mesh(jax.value_and_grad(split, (0, 1)), specs, (P(), specs[:2]))(*arrays)
+    expected = jax.jit(jax.value_and_grad(loss, (0, 1)))(*arrays)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), result, expected)
