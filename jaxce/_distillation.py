@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxce._divergence import Heads, measure_divergence
-from jaxce._inputs import Head, check_reduction, check_scalar, check_teacher
+from jaxce._inputs import Head, OnMesh, check_reduction, check_scalar, check_teacher
 from jaxce._losses import reduce_class_loss
 from jaxce._mesh import Classes, vary_rule
 from jaxce._reduction import MeanParts
@@ -100,7 +100,9 @@ def distillation_loss(
     References:
         Hinton et al., Distilling the Knowledge in a Neural Network, 2015.
     """
-    inputs = check_teacher(logits, teacher_logits, axis, weights, where, num_classes, class_axis_name, batch_axis_name)
+    inputs = check_teacher(
+        logits, teacher_logits, axis, weights, where, OnMesh(num_classes, class_axis_name, batch_axis_name)
+    )
     temperature = check_scalar("temperature", temperature, low=0, open_low=True)
     check_reduction(reduction)
     return reduce_class_loss(Distillation(temperature), inputs, reduction=reduction)

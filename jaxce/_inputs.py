@@ -8,7 +8,7 @@ import math
 import operator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -103,6 +103,14 @@ class ClassInputs:
         )
 
 
+class OnMesh(NamedTuple):
+    """What a caller says of rows and classes that are split over a mesh, or filled up for one."""
+
+    num_classes: int | None = None
+    class_axis_name: Any = None
+    batch_axis_name: Any = None
+
+
 @partial(jax.tree_util.register_dataclass, data_fields=["values", "targets", "weights", "where"], meta_fields=[])
 @dataclass(frozen=True)
 class ElementInputs:
@@ -123,9 +131,7 @@ def check_classes(
     class_weights: Any = None,
     where: Any = None,
     ignore_index: int | None = None,
-    num_classes: int | None = None,
-    class_axis_name: Any = None,
-    batch_axis_name: Any = None,
+    on_mesh: OnMesh | None = None,
     labels_only: str | None = None,
     name: str = "logits",
 ) -> ClassInputs:
@@ -163,21 +169,19 @@ def check_classes(
             )
     weights, where = check_weights_and_mask(weights, where, rows)
     inputs = ClassInputs(logits, targets, weights, class_weights, where, axis, ignore_index)
-    inputs = _check_mesh(inputs, name, num_classes, class_axis_name, batch_axis_name)
+    inputs = _check_mesh(inputs, name, on_mesh or OnMesh())
     _check_label_values(targets, inputs.classes.number, where, ignore_index)
     return inputs
 
 
-def _check_mesh(
-    inputs: ClassInputs, name: str, num_classes: int | None, class_axis_name: Any, batch_axis_name: Any
-) -> ClassInputs:
+def _check_mesh(inputs: ClassInputs, name: str, on_mesh: OnMesh) -> ClassInputs:
     """Checks how the classes and the rows are split, and how many classes are real."""
-    logits = inputs.logits
+    logits, (num_classes, *names) = inputs.logits, on_mesh
     if isinstance(logits, Head):
         hidden = ("hidden", logits.hidden, logits.hidden.ndim - 1)
-        split = find_split(hidden, ("kernel", logits.kernel), class_axis_name, batch_axis_name)
+        split = find_split(hidden, ("kernel", logits.kernel), *names)
     else:
-        split = find_split((name, logits, inputs.axis), None, class_axis_name, batch_axis_name)
+        split = find_split((name, logits, inputs.axis), None, *names)
     check_rows_vary(split, logits, inputs.targets, inputs.weights, inputs.where)
     inputs = replace(inputs, split=split)
     if num_classes is not None:
@@ -197,9 +201,7 @@ def check_teacher(
     axis: int,
     weights: Any,
     where: Any,
-    num_classes: int | None,
-    class_axis_name: Any,
-    batch_axis_name: Any,
+    on_mesh: OnMesh,
 ) -> ClassInputs:
     """Checks the arguments of a loss whose targets are logits themselves."""
     logits = check_floating("logits", logits)
@@ -212,7 +214,7 @@ def check_teacher(
     axis = check_axis(axis, "logits", logits.shape)
     weights, where = check_weights_and_mask(weights, where, logits.shape[:axis] + logits.shape[axis + 1 :])
     inputs = ClassInputs(logits, teacher_logits, weights, None, where, axis)
-    return _check_mesh(inputs, "logits", num_classes, class_axis_name, batch_axis_name)
+    return _check_mesh(inputs, "logits", on_mesh)
 
 
 def check_head(
@@ -259,9 +261,7 @@ def check_teacher_head(
     teacher: Head,
     weights: Any,
     where: Any,
-    num_classes: int | None,
-    class_axis_name: Any,
-    batch_axis_name: Any,
+    on_mesh: OnMesh,
 ) -> ClassInputs:
     """Checks that two heads have the same rows and classes, and the weights of the rows."""
     rows, teacher_rows = student.shape[:-1], teacher.shape[:-1]
@@ -276,7 +276,7 @@ def check_teacher_head(
         )
     weights, where = check_weights_and_mask(weights, where, rows)
     inputs = ClassInputs(student, teacher, weights, None, where, len(rows))
-    return _check_mesh(inputs, "hidden · kernel", num_classes, class_axis_name, batch_axis_name)
+    return _check_mesh(inputs, "hidden · kernel", on_mesh)
 
 
 def check_class_vector(name: str, vector: Any, num_classes: int) -> Any:

@@ -11,6 +11,7 @@ from jaxce._distillation import Distillation
 from jaxce._forward_gradient import total_loss
 from jaxce._inputs import (
     ClassInputs,
+    OnMesh,
     check_classes,
     check_head,
     check_recompute,
@@ -160,9 +161,7 @@ def linear_cross_entropy(
         class_weights=class_weights,
         where=where,
         ignore_index=ignore_index,
-        num_classes=num_classes,
-        class_axis_name=class_axis_name,
-        batch_axis_name=batch_axis_name,
+        on_mesh=OnMesh(num_classes, class_axis_name, batch_axis_name),
     )
     label_smoothing = check_scalar("label_smoothing", label_smoothing, low=0, high=1)
     z_loss = check_scalar("z_loss", z_loss, low=0)
@@ -256,9 +255,7 @@ def linear_focal_loss(
         class_weights=class_weights,
         where=where,
         ignore_index=ignore_index,
-        num_classes=num_classes,
-        class_axis_name=class_axis_name,
-        batch_axis_name=batch_axis_name,
+        on_mesh=OnMesh(num_classes, class_axis_name, batch_axis_name),
         labels_only="linear_focal_loss",
     )
     gamma = check_scalar("gamma", gamma, low=0)
@@ -351,9 +348,7 @@ def linear_poly_loss(
         class_weights=class_weights,
         where=where,
         ignore_index=ignore_index,
-        num_classes=num_classes,
-        class_axis_name=class_axis_name,
-        batch_axis_name=batch_axis_name,
+        on_mesh=OnMesh(num_classes, class_axis_name, batch_axis_name),
         labels_only="linear_poly_loss",
     )
     epsilon = check_scalar("epsilon", epsilon)
@@ -448,7 +443,7 @@ def linear_distillation_loss(
     """
     student = check_head(hidden, kernel, bias, softcap, block_bytes)
     teacher = check_head(teacher_hidden, teacher_kernel, teacher_bias, teacher_softcap, block_bytes, prefix="teacher_")
-    inputs = check_teacher_head(student, teacher, weights, where, num_classes, class_axis_name, batch_axis_name)
+    inputs = check_teacher_head(student, teacher, weights, where, OnMesh(num_classes, class_axis_name, batch_axis_name))
     temperature = check_scalar("temperature", temperature, low=0, open_low=True)
     return _reduce(Distillation(temperature), inputs, reduction, recompute)
 

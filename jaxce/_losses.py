@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxce._inputs import check_classes, check_reduction, check_scalar, present
+from jaxce._inputs import OnMesh, check_classes, check_reduction, check_scalar, present
 from jaxce._reduction import MeanParts, reduce_rows
 from jaxce._rows import Rows, on_slices, read_classes
 from jaxce._summary import summarize_rows
@@ -137,9 +137,7 @@ def cross_entropy(
         class_weights=class_weights,
         where=where,
         ignore_index=ignore_index,
-        num_classes=num_classes,
-        class_axis_name=class_axis_name,
-        batch_axis_name=batch_axis_name,
+        on_mesh=OnMesh(num_classes, class_axis_name, batch_axis_name),
     )
     label_smoothing = check_scalar("label_smoothing", label_smoothing, low=0, high=1)
     z_loss = check_scalar("z_loss", z_loss, low=0)
@@ -264,9 +262,7 @@ def focal_loss(
         class_weights=class_weights,
         where=where,
         ignore_index=ignore_index,
-        num_classes=num_classes,
-        class_axis_name=class_axis_name,
-        batch_axis_name=batch_axis_name,
+        on_mesh=OnMesh(num_classes, class_axis_name, batch_axis_name),
         labels_only="focal_loss",
     )
     gamma = check_scalar("gamma", gamma, low=0)
@@ -378,9 +374,7 @@ def poly_loss(
         class_weights=class_weights,
         where=where,
         ignore_index=ignore_index,
-        num_classes=num_classes,
-        class_axis_name=class_axis_name,
-        batch_axis_name=batch_axis_name,
+        on_mesh=OnMesh(num_classes, class_axis_name, batch_axis_name),
         labels_only="poly_loss",
     )
     epsilon = check_scalar("epsilon", epsilon)

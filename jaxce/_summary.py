@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxce._head import HeadRows, measure_head
-from jaxce._inputs import Head, accumulator, check_class_vector, check_classes, check_head
+from jaxce._inputs import Head, OnMesh, accumulator, check_class_vector, check_classes, check_head
 from jaxce._mesh import vary_rule
 from jaxce._rows import Rows, loud, on_slices, read_classes, silence
 from jaxce._rule import ROW_AXES, Numbers, Row, measure, row_maximum, without_padding
@@ -100,9 +100,7 @@ def summarize(
         targets,
         axis=axis,
         where=where,
-        num_classes=num_classes,
-        class_axis_name=class_axis_name,
-        batch_axis_name=batch_axis_name,
+        on_mesh=OnMesh(num_classes, class_axis_name, batch_axis_name),
     )
     class_vector = check_class_vector("class_vector", class_vector, inputs.logits.shape[inputs.axis])
     return _summarize(inputs, class_vector)
@@ -160,9 +158,7 @@ def summarize_linear(
         head,
         targets,
         where=where,
-        num_classes=num_classes,
-        class_axis_name=class_axis_name,
-        batch_axis_name=batch_axis_name,
+        on_mesh=OnMesh(num_classes, class_axis_name, batch_axis_name),
     )
     return _summarize(inputs, check_class_vector("class_vector", class_vector, head.shape[-1]))
 
