@@ -15,7 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from jaxce._mesh import UNSPLIT, Classes, Split, check_rows_vary, find_split, slice_hint
+from jaxce._mesh import Classes
+from jaxce._split import (
+    UNSPLIT,
+    Split,
+    check_classes_vary,
+    check_rows_vary,
+    check_same,
+    find_split,
+    slice_hint,
+)
 from jaxce._types import Reduction
 
 
@@ -182,7 +191,12 @@ def _check_mesh(inputs: ClassInputs, name: str, on_mesh: OnMesh) -> ClassInputs:
         split = find_split(hidden, ("kernel", logits.kernel), *names)
     else:
         split = find_split((name, logits, inputs.axis), None, *names)
-    check_rows_vary(split, logits, inputs.targets, inputs.weights, inputs.where)
+    is_label = not isinstance(inputs.targets, Head) and jnp.issubdtype(inputs.targets.dtype, jnp.integer)
+    of_rows = {"weights": inputs.weights, "where": inputs.where} | ({"targets": inputs.targets} if is_label else {})
+    check_same(split, of_rows)
+    check_rows_vary(split, logits.hidden if isinstance(logits, Head) else logits, of_rows)
+    if isinstance(inputs.targets, Head):
+        check_classes_vary(split.class_axes, "teacher_kernel", inputs.targets.kernel)
     inputs = replace(inputs, split=split)
     if num_classes is not None:
         num_classes = _check_integer("num_classes", num_classes)

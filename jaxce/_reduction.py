@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxce._inputs import accumulator, check_floating, check_reduction, check_weights_and_mask
-from jaxce._mesh import check_rows_vary, find_row_split, over_axes
+from jaxce._mesh import over_axes
 from jaxce._rows import silence
+from jaxce._split import check_rows_vary, find_row_split
 from jaxce._types import ElementMask, Elements, MaskPerRow, PerRow, Reduction, RowAxisNames
 
 

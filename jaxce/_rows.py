@@ -14,7 +14,8 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from jaxce._inputs import ClassInputs, Head, accumulator
-from jaxce._mesh import Classes, enter, over_devices
+from jaxce._mesh import Classes
+from jaxce._split import check_same, enter, is_explicit, over_devices
 from jaxce._types import MaskPerRow, PerRow
 
 
@@ -81,7 +82,9 @@ def on_slices(
         spec: how the settings are split; None is not at all.
     """
     split = inputs.split
+    _report_wrong_labels(inputs)
     if not split.is_whole:
+        check_same(split, getattr(settings, "_asdict", dict)())
         return function(inputs, settings)
     entered = replace(inputs, split=enter(split))
     specs = replace(inputs.specs(), split=entered.split), spec or PartitionSpec()
@@ -97,14 +100,8 @@ def read_classes(inputs: ClassInputs) -> Rows:
     counts = inputs.where
     valid = None
     if not isinstance(targets, Head) and jnp.issubdtype(targets.dtype, jnp.integer):
-        targets = _widen(targets)
-        if inputs.ignore_index is not None and _representable(inputs.ignore_index, targets.dtype):
-            kept = targets != inputs.ignore_index
-            counts = kept if counts is None else counts & kept
-        num_classes = inputs.classes.number
-        in_range = (targets >= 0) & (targets < num_classes)
+        targets, counts, in_range = _read_labels(targets, counts, inputs)
         valid = in_range if counts is None else in_range | ~counts
-        _report_wrong_labels(targets, valid, num_classes)
         targets = jnp.where(in_range & valid, targets, 0).astype(jnp.int32)
         if counts is not None:
             targets = jnp.where(counts, targets, 0)
@@ -167,25 +164,34 @@ def loud(valid: Any, values: Any) -> Any:
     return values * jnp.where(valid, jnp.ones((), values.dtype), jnp.full((), jnp.nan, values.dtype))
 
 
-def _widen(labels: Array) -> Array:
-    """No comparison with a class number may overflow: 8 and 16 bits become 32."""
-    return labels.astype(jnp.int32) if labels.dtype.itemsize < 4 else labels
+def _read_labels(labels: Array, counts: Any, inputs: ClassInputs) -> tuple[Array, Any, Array]:
+    """Labels of a dtype that no class number overflows, the rows that count, and which of the labels are classes."""
+    labels = labels.astype(jnp.int32) if labels.dtype.itemsize < 4 else labels
+    if inputs.ignore_index is not None and _representable(inputs.ignore_index, labels.dtype):
+        kept = labels != inputs.ignore_index
+        counts = kept if counts is None else counts & kept
+    return labels, counts, (labels >= 0) & (labels < inputs.classes.number)
 
 
 def _representable(value: int, dtype: Any) -> bool:
     return jnp.iinfo(dtype).min <= value <= jnp.iinfo(dtype).max
 
 
-def _report_wrong_labels(labels: Array, valid: Array, num_classes: int) -> None:
+def _report_wrong_labels(inputs: ClassInputs) -> None:
     """Under `jax.experimental.checkify`, an error that names a wrong label; otherwise nothing is compiled."""
     from jax.experimental import checkify  # not part of `import jax`
 
-    if labels.size == 0:
+    if isinstance(inputs.targets, Head) or not jnp.issubdtype(inputs.targets.dtype, jnp.integer):
         return
+    # The errors of checkify cannot be split over an Explicit mesh.
+    if inputs.targets.size == 0 or is_explicit(inputs.targets):
+        return
+    labels, counts, in_range = _read_labels(jnp.asarray(inputs.targets), inputs.where, inputs)
+    valid = in_range if counts is None else in_range | ~counts
     position = jnp.argmin(valid.ravel())
     checkify.debug_check(
         jnp.all(valid),
-        f"`targets` must be class indices in [0, {num_classes}); got {{label}} at position {{position}}.",
+        f"`targets` must be class indices in [0, {inputs.classes.number}); got {{label}} at position {{position}}.",
         label=labels.ravel()[position],
         position=jnp.array(jnp.unravel_index(position, labels.shape), jnp.int32),
     )

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxce
@@ -30,6 +30,13 @@ def _on_mesh(call, *arguments, kind=AxisType.Auto, **options):
     return run
 
 
+def _of_two_meshes():
+    meshes = jax.make_mesh((2, 4), ("data", "model")), jax.make_mesh((8,), ("rest",))
+    hidden = jax.device_put(jnp.zeros((8, 4)), NamedSharding(meshes[0], P("data")))
+    kernel = jax.device_put(jnp.zeros((4, 16)), NamedSharding(meshes[1], P(None, "rest")))
+    return jaxce.linear_cross_entropy(hidden, kernel, LABELS)
+
+
 CASES = {
     "shard_map without types": (
         _on_mesh(
@@ -39,8 +46,9 @@ CASES = {
             check_vma=False,
         ),
         ValueError,
-        "`shard_map` with check_vma=False does not know what differs along 'model', and would get the gradients wrong. "
-        "Leave check_vma at True, its default.",
+        "`shard_map` with check_vma=False, and `pmap`, do not know what differs along 'model', and would get the gradients "
+        "wrong. Leave check_vma at True, its default. For `vmap` and `pmap` pass reduction='parts', and add the parts up "
+        "by their `psum`.",
     ),
     "an axis of vmap": (
         lambda: jax.vmap(lambda z, y: jaxce.cross_entropy(z, y, batch_axis_name="rows"), axis_name="rows")(
@@ -48,8 +56,8 @@ CASES = {
         ),
         ValueError,
         "'rows' must be an axis of a mesh: of the `shard_map` around the loss, whose arguments are slices, or of "
-        "`jax.set_mesh`, whose arrays are whole; here are none. The axes of `vmap` and `pmap` are no mesh: pass "
-        "reduction='parts' and add the parts up by their `psum`.",
+        "`jax.set_mesh`, whose arrays are whole; here are none. For `vmap` and `pmap` pass reduction='parts', and add the "
+        "parts up by their `psum`.",
     ),
     "classes that are not split": (
         _on_mesh(
@@ -59,8 +67,65 @@ CASES = {
             in_specs=P(),
         ),
         ValueError,
-        "`class_axis_name` is 'model', but all devices along 'model' hold the same `kernel`: its classes are not split. "
+        "`class_axis_name` names 'model', but all devices along it hold the same `kernel`: its classes are not split. "
         "Split them by the in_specs of `shard_map`, or leave the name out.",
+    ),
+    "labels that may differ where classes are split": (
+        _on_mesh(
+            lambda z, y: jaxce.cross_entropy(z, jax.lax.all_gather(y, "model", tiled=True), class_axis_name="model"),
+            jnp.zeros((8, 12)),
+            LABELS,
+            in_specs=(P(None, "model"), P("model")),
+        ),
+        ValueError,
+        "`targets` may differ along 'model', over which the classes are split, and must be the same there, by its type "
+        "too. If it is, cast it: jax.lax.pmax(targets, 'model').",
+    ),
+    "a setting that may differ where classes are split": (
+        _on_mesh(
+            lambda z, gamma: jaxce.focal_loss(z, LABELS, gamma=gamma[0], class_axis_name="model"),
+            jnp.zeros((8, 12)),
+            jnp.ones(4),
+            in_specs=(P(None, "model"), P("model")),
+        ),
+        ValueError,
+        "`gamma` may differ along 'model', over which the classes are split, and must be the same there, by its type too. "
+        "If it is, cast it: jax.lax.pmean(gamma, 'model').",
+    ),
+    "a teacher whose classes are not split": (
+        _on_mesh(
+            lambda h, k, t: jaxce.linear_distillation_loss(h, k, h, t, class_axis_name="model"),
+            jnp.zeros((8, 4)),
+            jnp.zeros((4, 12)),
+            jnp.zeros((4, 3)),
+            in_specs=(P(), P(None, "model"), P()),
+        ),
+        ValueError,
+        "`class_axis_name` names 'model', but all devices along it hold the same `teacher_kernel`: its classes are not "
+        "split. Split them by the in_specs of `shard_map`, or leave the name out.",
+    ),
+    "one axis for rows and classes": (
+        _on_mesh(lambda: jaxce.cross_entropy(LOGITS, LABELS, class_axis_name="data", batch_axis_name="data")),
+        ValueError,
+        "An axis of the mesh splits the rows or the classes, once: `class_axis_name` is 'data' and `batch_axis_name` is "
+        "'data'.",
+    ),
+    "a set of axes, which has no order": (
+        lambda: jaxce.cross_entropy(LOGITS, LABELS, class_axis_name={"model"}),
+        TypeError,
+        "`class_axis_name` must be the name of a mesh axis, or a tuple of names; got {'model'}.",
+    ),
+    "axes of rows that are no PartitionSpec": (
+        lambda: jaxce.cross_entropy(LOGITS, LABELS, batch_axis_name=(None, "data")),
+        TypeError,
+        "`batch_axis_name` must be the name of a mesh axis, or a tuple of names, or a PartitionSpec where several axes of "
+        "rows are split; got (None, 'data').",
+    ),
+    "arrays of two meshes": (
+        _of_two_meshes,
+        ValueError,
+        "`hidden` and `kernel` are split over 'data', 'rest' by their types, and the mesh in force has 'data', 'model'. "
+        "Put both on one mesh.",
     ),
     "rows that are not split": (
         _on_mesh(lambda z: jaxce.cross_entropy(z, LABELS, batch_axis_name="data"), LOGITS, in_specs=P()),
@@ -83,7 +148,7 @@ CASES = {
         ),
         ValueError,
         "Rows and classes are split over 'data', 'model', and the `shard_map` around the loss splits its arguments over "
-        "'data' alone. Pass it axis_names={'data', 'model'}.",
+        "'data' alone. Pass it axis_names={'data', 'model'}, and split the arguments by its in_specs.",
     ),
     "classes that devices cannot share": (
         _on_mesh(lambda: jaxce.cross_entropy(LOGITS, LABELS, class_axis_name="model")),

@@ -12,7 +12,8 @@ import jaxce
 ROOT = Path(__file__).parent.parent
 ORDER = [
     ["_types", "_mesh", "_autodiff"],
-    ["_inputs", "_slice"],
+    ["_split", "_slice"],
+    ["_inputs"],
     ["_rows"],
     ["_reduction", "_rule"],
     ["_head"],

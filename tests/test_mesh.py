@@ -420,3 +420,47 @@ def test_parts_of_devices_add_up_by_their_psum(recompute, x64):
     result = _on_mesh(jax.value_and_grad(split, (0, 1)), specs, (P(), specs[:2]))(*arrays)
     expected = jax.jit(jax.value_and_grad(loss, (0, 1)))(*arrays)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), result, expected)
+
+
+def test_rows_that_were_gathered_are_cast_to_be_the_same(x64):
+    """Labels and weights that a sequence-parallel step gathers; hidden may stay as it is."""
+    names = ["hidden", "kernel", "labels", "weights"]
+    arrays = [jnp.asarray(ARRAYS[name]) for name in names]
+
+    def loss(hidden, kernel, labels, weights):
+        return jaxce.linear_cross_entropy(hidden, kernel, labels, weights=weights)
+
+    def on_device(hidden, kernel, labels, weights):
+        def split_loss(hidden, kernel, weights):
+            hidden, whole, weights = (
+                jax.lax.all_gather(array, "model", tiled=True) for array in (hidden, labels, weights)
+            )
+            whole, weights = jax.lax.pmax(whole, "model"), jax.lax.pmean(weights, "model")
+            return jaxce.linear_cross_entropy(
+                hidden, kernel, whole, weights=weights, class_axis_name="model", batch_axis_name="data"
+            )
+
+        return jax.value_and_grad(split_loss, (0, 1, 2))(hidden, kernel, weights)
+
+    rows, classes = P(("data", "model")), P(None, "model")
+    result = _on_mesh(on_device, (rows, classes, rows, rows), (P(), (rows, classes, rows)))(*arrays)
+    expected = jax.jit(jax.value_and_grad(loss, (0, 1, 3)))(*arrays)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), result, expected)
+
+
+@pytest.mark.parametrize("case", ["labels", "distributions", "linear, labels, recomputed"])
+def test_vmap_over_an_axis_that_is_split(case, x64):
+    mesh = jax.make_mesh((2, 4), ("data", "model"))
+    count = 3 if "linear" in case else 2
+    arrays = _arrays(case)
+    placed = _placed(case, mesh, "data", "model", arrays)[:count]
+    del arrays[count:]
+    in_axes = tuple(None if name == "kernel" else 0 for name in CASES[case][1][:count])
+
+    def per_row(*arrays):
+        return jax.vmap(jax.value_and_grad(CASES[case][0]), in_axes=in_axes)(*arrays)
+
+    expected = jax.jit(per_row)(*arrays)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), jax.jit(per_row)(*placed), expected
+    )
