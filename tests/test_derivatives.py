@@ -256,10 +256,14 @@ def test_every_mode_agrees_with_the_plain_formula(name, x64):
             np.testing.assert_allclose(results[mode], results["value"], rtol=1e-14, err_msg=mode)
 
 
-JITTED_ALONE = ["cross_entropy with options", "cross_entropy of distributions", "distillation_loss"]
-
-
-@pytest.mark.parametrize("name", JITTED_ALONE)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cross_entropy with options",
+        pytest.param("cross_entropy of distributions", marks=pytest.mark.thorough),
+        pytest.param("distillation_loss", marks=pytest.mark.thorough),
+    ],
+)
 def test_every_mode_works_without_vmap(name, x64):
     x, loss, reference = _flat(CASES[name])
     v = jnp.asarray(RNG.normal(size=x.shape))
@@ -268,7 +272,9 @@ def test_every_mode_works_without_vmap(name, x64):
         np.testing.assert_allclose(result, expected[mode], rtol=1e-9, atol=1e-10, err_msg=mode)
 
 
-@pytest.mark.parametrize("name", ["cross_entropy with options", "binary_focal_loss"])
+@pytest.mark.parametrize(
+    "name", ["cross_entropy with options", pytest.param("binary_focal_loss", marks=pytest.mark.thorough)]
+)
 def test_every_mode_works_without_jit(name, x64):
     x, loss, reference = _flat(CASES[name])
     v = jnp.asarray(RNG.normal(size=x.shape))
@@ -277,7 +283,12 @@ def test_every_mode_works_without_jit(name, x64):
         np.testing.assert_allclose(result, expected[mode], rtol=1e-9, atol=1e-10, err_msg=mode)
 
 
-ARGUMENTS = [(name, argument) for name, case in CASES.items() for argument in case.arguments if "mean" not in name]
+ARGUMENTS = [
+    pytest.param(name, argument, marks=[pytest.mark.thorough] if i else [])
+    for name, case in CASES.items()
+    if "mean" not in name
+    for i, argument in enumerate(case.arguments)
+]
 
 
 @pytest.mark.parametrize(("name", "argument"), ARGUMENTS)

@@ -149,7 +149,7 @@ MESHES = {
     "8 of rows by 2 axes": ((2, 4), ("data", "model"), ("data", "model"), None),
     "8 of classes by 2 axes": ((2, 4), ("data", "model"), None, ("data", "model")),
 }
-ALWAYS = {(way, "2 x 4", case) for way in ("shard_map", "types") for case in CASES}
+ALWAYS = {("shard_map", "2 x 4", case) for case in CASES} | {("types", "2 x 4", case) for case in MAIN}
 ALWAYS |= {(way, mesh, MAIN[i % 3]) for way in WAYS for i, mesh in enumerate(MESHES)}
 
 
@@ -186,7 +186,14 @@ def _on_mesh(function, specs, out_specs, shape=(2, 4)):
     return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out_specs))
 
 
-@pytest.mark.parametrize("case", [*MAIN[:1], "linear, labels, forward gradients", "linear distillation, recomputed"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "linear, labels, forward gradients",
+        pytest.param("labels", marks=pytest.mark.thorough),
+        pytest.param("linear distillation, recomputed", marks=pytest.mark.thorough),
+    ],
+)
 def test_every_mode_works_inside_shard_map(case, x64):
     names, arrays = CASES[case][1], _arrays(case)
     moving = [i for i, name in enumerate(names) if _is_moving(name)]
