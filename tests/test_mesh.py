@@ -105,12 +105,6 @@ def _arrays(case, dtype=None):
     return [jnp.asarray(array, dtype if array.dtype == float else None) for array in arrays]
 
 
-@functools.cache
-def _expected(case, num_classes):
-    options = {} if num_classes is None else {"num_classes": num_classes}
-    return jax.jit(_value_and_gradients(case, **options))(*_arrays(case))
-
-
 def _by_shard_map(case, mesh, rows, classes, num_classes, arrays):
     function = _value_and_gradients(case, class_axis_name=classes, batch_axis_name=rows, num_classes=num_classes)
     names = CASES[case][1]
@@ -149,35 +143,42 @@ MESHES = {
     "8 of rows by 2 axes": ((2, 4), ("data", "model"), ("data", "model"), None),
     "8 of classes by 2 axes": ((2, 4), ("data", "model"), None, ("data", "model")),
 }
-ALWAYS = {("shard_map", "2 x 4", case) for case in CASES} | {("types", "2 x 4", case) for case in MAIN}
-ALWAYS |= {(way, mesh, MAIN[i % 3]) for way in WAYS for i, mesh in enumerate(MESHES)}
+DAILY = {("shard_map", "2 x 4", case) for case in CASES} | {("types", "2 x 4", case) for case in MAIN}
+DAILY |= {(way, mesh, MAIN[i % 3]) for way in WAYS for i, mesh in enumerate(MESHES)}
+DAILY |= {("types", "2 x 4", case) for case in BY_TYPES}
+DAILY_IN_FLOAT32 = {("shard_map", "2 x 4", case) for case in MAIN}
 
 
-def _combinations():
-    for way in WAYS:
-        for mesh in MESHES:
-            for case in CASES:
-                is_kept = (way, mesh, case) in ALWAYS
-                yield pytest.param(way, mesh, case, marks=[] if is_kept else pytest.mark.thorough)
-    for case in BY_TYPES:
-        yield pytest.param("types", "2 x 4", case)
+def _combinations(daily):
+    combinations = [(way, mesh, case) for way in WAYS for mesh in MESHES for case in CASES]
+    combinations += [("types", "2 x 4", case) for case in BY_TYPES]
+    for combination in combinations:
+        is_daily = combination in daily
+        yield pytest.param(*combination, marks=[] if is_daily else pytest.mark.thorough)
 
 
-@pytest.mark.parametrize(("way", "mesh", "case"), list(_combinations()))
-def test_split_losses_equal_whole_ones(way, mesh, case, x64):
+def _split_and_whole(way, mesh, case, dtype):
     shape, names, rows, classes = MESHES[mesh]
     num_classes = REAL if classes is not None and case in CASES else None
-    result = WAYS[way](case, jax.make_mesh(shape, names), rows, classes, num_classes, _arrays(case))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), result, _expected(case, num_classes)
-    )
+    result = WAYS[way](case, jax.make_mesh(shape, names), rows, classes, num_classes, _arrays(case, dtype))
+    return result, _whole(case, num_classes, dtype)
 
 
-@pytest.mark.parametrize("case", [*MAIN, pytest.param("distillation", marks=pytest.mark.thorough)])
-def test_split_losses_in_float32(case):
-    arrays = _arrays(case, jnp.float32)
-    expected = jax.jit(_value_and_gradients(case, num_classes=REAL))(*arrays)
-    result = _by_shard_map(case, jax.make_mesh((2, 4), ("data", "model")), "data", "model", REAL, arrays)
+@functools.cache
+def _whole(case, num_classes, dtype):
+    options = {} if num_classes is None else {"num_classes": num_classes}
+    return jax.jit(_value_and_gradients(case, **options))(*_arrays(case, dtype))
+
+
+@pytest.mark.parametrize(("way", "mesh", "case"), list(_combinations(DAILY)))
+def test_split_losses_equal_whole_ones(way, mesh, case, x64):
+    result, expected = _split_and_whole(way, mesh, case, jnp.float64)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), result, expected)
+
+
+@pytest.mark.parametrize(("way", "mesh", "case"), list(_combinations(DAILY_IN_FLOAT32)))
+def test_split_losses_in_float32(way, mesh, case):
+    result, expected = _split_and_whole(way, mesh, case, jnp.float32)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), result, expected)
 
 
