@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxce._divergence import Heads, measure_divergence
+from jaxce._eager import one_program
 from jaxce._inputs import Head, OnMesh, check_reduction, check_scalar, check_teacher
 from jaxce._losses import reduce_class_loss
 from jaxce._mesh import Classes, vary_rule
@@ -50,6 +51,7 @@ def distillation_loss(
     reduction: ToArray = ...,
     **options: Unpack[DistillationOptions],
 ) -> Array: ...
+@one_program
 def distillation_loss(
     logits: Logits,
     teacher_logits: Logits,

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxce._checks import report_elements
+from jaxce._eager import one_program
 from jaxce._inputs import (
     ElementInputs,
     accumulator,
@@ -51,6 +53,7 @@ def binary_cross_entropy(
     reduction: ToArray = ...,
     **options: Unpack[RowOptions],
 ) -> Array: ...
+@one_program
 def binary_cross_entropy(
     logits: Elements,
     targets: Elements,
@@ -134,6 +137,7 @@ def binary_focal_loss(
     reduction: ToArray = ...,
     **options: Unpack[RowOptions],
 ) -> Array: ...
+@one_program
 def binary_focal_loss(
     logits: Elements,
     targets: Elements,
@@ -239,6 +243,7 @@ def mse_loss(
 def mse_loss(
     predictions: Elements, targets: Elements, *, reduction: ToArray = ..., **options: Unpack[RowOptions]
 ) -> Array: ...
+@one_program
 def mse_loss(
     predictions: Elements,
     targets: Elements,
@@ -297,6 +302,7 @@ def l1_loss(
 def l1_loss(
     predictions: Elements, targets: Elements, *, reduction: ToArray = ..., **options: Unpack[RowOptions]
 ) -> Array: ...
+@one_program
 def l1_loss(
     predictions: Elements,
     targets: Elements,
@@ -348,6 +354,7 @@ def l1_loss_core(inputs, *, reduction):
 
 def _read(inputs: ElementInputs, *others):
     """Values and targets in the dtype of the arithmetic, which comes with them; 0 where they do not count."""
+    report_elements(inputs)
     dtype = accumulator(inputs.values, inputs.targets, inputs.weights, *others)
     return *(silence(inputs.where, x.astype(dtype)) for x in (inputs.values, inputs.targets)), dtype
 

@@ -6,7 +6,7 @@ comes out is a pytree that the jitted half of a loss takes.
 
 import math
 import operator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple, get_args
 
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from jaxce._eager import is_eager
 from jaxce._mesh import Classes
 from jaxce._split import (
     UNSPLIT,
@@ -62,14 +63,14 @@ class Head:
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["logits", "targets", "weights", "class_weights", "where"],
-    meta_fields=["axis", "ignore_index", "num_classes", "split"],
+    meta_fields=["axis", "ignore_index", "num_classes", "split", "name", "targets_name", "is_eager"],
 )
 @dataclass(frozen=True)
 class ClassInputs:
     """Checked arguments of a loss over classes, on their way into `jit`; `axis` is not negative.
 
     The logits, and a teacher's that stand in `targets`, are an array or a `Head`. `num_classes` is None where no class
-    is padding.
+    is padding, `name` and `targets_name` are the caller's words.
     """
 
     logits: Any
@@ -81,6 +82,9 @@ class ClassInputs:
     ignore_index: int | None = None
     num_classes: int | None = None
     split: Split = UNSPLIT
+    name: str = "logits"
+    targets_name: str = "targets"
+    is_eager: bool = field(default_factory=is_eager)
 
     @property
     def classes(self) -> Classes:
@@ -120,7 +124,11 @@ class OnMesh(NamedTuple):
     batch_axis_name: Any = None
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["values", "targets", "weights", "where"], meta_fields=[])
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["values", "targets", "weights", "where"],
+    meta_fields=["name", "is_eager"],
+)
 @dataclass(frozen=True)
 class ElementInputs:
     """Arguments of an elementwise loss, all of one shape."""
@@ -129,6 +137,8 @@ class ElementInputs:
     targets: Any
     weights: Any
     where: Any
+    name: str
+    is_eager: bool = field(default_factory=is_eager)
 
 
 def check_classes(
@@ -177,7 +187,7 @@ def check_classes(
                 f"{slice_hint(class_weights.shape, size)}"
             )
     weights, where = check_weights_and_mask(weights, where, rows)
-    inputs = ClassInputs(logits, targets, weights, class_weights, where, axis, ignore_index)
+    inputs = ClassInputs(logits, targets, weights, class_weights, where, axis, ignore_index, name=name)
     inputs = _check_mesh(inputs, name, on_mesh or OnMesh())
     _check_label_values(targets, inputs.classes.number, where, ignore_index)
     return inputs
@@ -227,7 +237,7 @@ def check_teacher(
         )
     axis = check_axis(axis, "logits", logits.shape)
     weights, where = check_weights_and_mask(weights, where, logits.shape[:axis] + logits.shape[axis + 1 :])
-    inputs = ClassInputs(logits, teacher_logits, weights, None, where, axis)
+    inputs = ClassInputs(logits, teacher_logits, weights, None, where, axis, targets_name="teacher_logits")
     return _check_mesh(inputs, "logits", on_mesh)
 
 
@@ -289,7 +299,7 @@ def check_teacher_head(
             "Do both models share the classes?"
         )
     weights, where = check_weights_and_mask(weights, where, rows)
-    inputs = ClassInputs(student, teacher, weights, None, where, len(rows))
+    inputs = ClassInputs(student, teacher, weights, None, where, len(rows), targets_name="teacher_hidden")
     return _check_mesh(inputs, "hidden · kernel", on_mesh)
 
 
@@ -320,7 +330,7 @@ def check_elements(name: str, values: Any, targets: Any, weights: Any, where: An
             f"`targets` must have a floating dtype; got {targets.dtype}. Cast them: targets.astype(jnp.float32)."
         )
     weights, where = check_weights_and_mask(weights, where, values.shape)
-    return ElementInputs(values, targets, weights, where)
+    return ElementInputs(values, targets, weights, where, name)
 
 
 def check_weights_and_mask(weights: Any, where: Any, shape: tuple[int, ...]) -> tuple[Any, Any]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxce._distillation import Distillation
+from jaxce._eager import one_program
 from jaxce._forward_gradient import total_loss
 from jaxce._inputs import (
     ClassInputs,
@@ -67,6 +68,7 @@ def linear_cross_entropy(
     reduction: ToArray = ...,
     **options: Unpack[LinearOptions],
 ) -> Array: ...
+@one_program
 def linear_cross_entropy(
     hidden: Hidden,
     kernel: Kernel,
@@ -189,6 +191,7 @@ def linear_focal_loss(
     reduction: ToArray = ...,
     **options: Unpack[LinearOptions],
 ) -> Array: ...
+@one_program
 def linear_focal_loss(
     hidden: Hidden,
     kernel: Kernel,
@@ -282,6 +285,7 @@ def linear_poly_loss(
     reduction: ToArray = ...,
     **options: Unpack[LinearOptions],
 ) -> Array: ...
+@one_program
 def linear_poly_loss(
     hidden: Hidden,
     kernel: Kernel,
@@ -377,6 +381,7 @@ def linear_distillation_loss(
     reduction: ToArray = ...,
     **options: Unpack[TeacherOptions],
 ) -> Array: ...
+@one_program
 def linear_distillation_loss(
     hidden: Hidden,
     kernel: Kernel,

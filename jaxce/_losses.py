@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxce._eager import one_program
 from jaxce._inputs import OnMesh, check_classes, check_reduction, check_scalar, present
 from jaxce._reduction import MeanParts, reduce_rows
 from jaxce._rows import Rows, on_slices, read_classes
@@ -52,6 +53,7 @@ def cross_entropy(
     reduction: ToArray = ...,
     **options: Unpack[ClassOptions],
 ) -> Array: ...
+@one_program
 def cross_entropy(
     logits: Logits,
     targets: Labels | Distributions,
@@ -201,6 +203,7 @@ def focal_loss(
     reduction: ToArray = ...,
     **options: Unpack[ClassOptions],
 ) -> Array: ...
+@one_program
 def focal_loss(
     logits: Logits,
     targets: Labels,
@@ -315,6 +318,7 @@ def poly_loss(
     reduction: ToArray = ...,
     **options: Unpack[ClassOptions],
 ) -> Array: ...
+@one_program
 def poly_loss(
     logits: Logits,
     targets: Labels,

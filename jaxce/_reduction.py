@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxce._inputs import accumulator, check_floating, check_reduction, check_weights_and_mask
+from jaxce._checks import report_losses
+from jaxce._eager import one_program
+from jaxce._inputs import ElementInputs, accumulator, check_floating, check_reduction, check_weights_and_mask
 from jaxce._mesh import over_axes
 from jaxce._rows import silence
 from jaxce._split import check_rows_vary, find_row_split
@@ -64,6 +66,7 @@ class MeanParts:
         return jnp.where(empty, jnp.zeros_like(mean), mean)
 
 
+@one_program
 def reduce_losses(
     losses: Elements,
     weights: Elements | None = None,
@@ -113,11 +116,14 @@ def reduce_losses(
     check_reduction(reduction)
     split = find_row_split(losses, batch_axis_name)
     check_rows_vary(split, losses, weights, where)
-    return _reduce_losses(losses, weights, where, axes=split.row_axes, reduction=reduction)
+    inputs = ElementInputs(losses, None, weights, where, "losses")
+    return _reduce_losses(inputs, axes=split.row_axes, reduction=reduction)
 
 
 @partial(jax.jit, static_argnames=("axes", "reduction"), inline=True)
-def _reduce_losses(losses, weights, where, *, axes, reduction):
+def _reduce_losses(inputs, *, axes, reduction):
+    report_losses(inputs)
+    losses, weights, where = inputs.values, inputs.weights, inputs.where
     dtype = accumulator(losses, weights)
     weights = None if weights is None else silence(where, weights.astype(dtype))
     return reduce_rows(silence(where, losses.astype(dtype)), where, weights, axes=axes, reduction=reduction)

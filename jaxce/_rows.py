@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from jaxce._checks import read_labels, report_classes
 from jaxce._inputs import ClassInputs, Head, accumulator
 from jaxce._mesh import Classes
-from jaxce._split import check_same, enter, is_explicit, over_devices
+from jaxce._split import check_same, enter, over_devices
 from jaxce._types import MaskPerRow, PerRow
 
 
@@ -82,7 +83,7 @@ def on_slices(
         spec: how the settings are split; None is not at all.
     """
     split = inputs.split
-    _report_wrong_labels(inputs)
+    report_classes(inputs)
     if not split.is_whole:
         check_same(split, getattr(settings, "_asdict", dict)())
         return function(inputs, settings)
@@ -100,7 +101,7 @@ def read_classes(inputs: ClassInputs) -> Rows:
     counts = inputs.where
     valid = None
     if not isinstance(targets, Head) and jnp.issubdtype(targets.dtype, jnp.integer):
-        targets, counts, in_range = _read_labels(targets, counts, inputs)
+        targets, counts, in_range = read_labels(targets, counts, inputs)
         valid = in_range if counts is None else in_range | ~counts
         targets = jnp.where(in_range & valid, targets, 0).astype(jnp.int32)
         if counts is not None:
@@ -162,36 +163,3 @@ def loud(valid: Any, values: Any) -> Any:
     if valid is None:
         return values
     return values * jnp.where(valid, jnp.ones((), values.dtype), jnp.full((), jnp.nan, values.dtype))
-
-
-def _read_labels(labels: Array, counts: Any, inputs: ClassInputs) -> tuple[Array, Any, Array]:
-    """Labels of a dtype that no class number overflows, the rows that count, and which of the labels are classes."""
-    labels = labels.astype(jnp.int32) if labels.dtype.itemsize < 4 else labels
-    if inputs.ignore_index is not None and _representable(inputs.ignore_index, labels.dtype):
-        kept = labels != inputs.ignore_index
-        counts = kept if counts is None else counts & kept
-    return labels, counts, (labels >= 0) & (labels < inputs.classes.number)
-
-
-def _representable(value: int, dtype: Any) -> bool:
-    return jnp.iinfo(dtype).min <= value <= jnp.iinfo(dtype).max
-
-
-def _report_wrong_labels(inputs: ClassInputs) -> None:
-    """Under `jax.experimental.checkify`, an error that names a wrong label; otherwise nothing is compiled."""
-    from jax.experimental import checkify  # not part of `import jax`
-
-    if isinstance(inputs.targets, Head) or not jnp.issubdtype(inputs.targets.dtype, jnp.integer):
-        return
-    # The errors of checkify cannot be split over an Explicit mesh.
-    if inputs.targets.size == 0 or is_explicit(inputs.targets):
-        return
-    labels, counts, in_range = _read_labels(jnp.asarray(inputs.targets), inputs.where, inputs)
-    valid = in_range if counts is None else in_range | ~counts
-    position = jnp.argmin(valid.ravel())
-    checkify.debug_check(
-        jnp.all(valid),
-        f"`targets` must be class indices in [0, {inputs.classes.number}); got {{label}} at position {{position}}.",
-        label=labels.ravel()[position],
-        position=jnp.array(jnp.unravel_index(position, labels.shape), jnp.int32),
-    )

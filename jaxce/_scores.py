@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxce._eager import one_program
 from jaxce._inputs import check_classes, check_reduction, check_scalar
 from jaxce._reduction import MeanParts, reduce_rows
 from jaxce._rows import at_label, loud, on_slices, read_classes, silence
@@ -33,6 +34,7 @@ def nll_loss(
 def nll_loss(
     log_probs: Logits, targets: Labels, *, reduction: ToArray = ..., **options: Unpack[ScoreOptions]
 ) -> Array: ...
+@one_program
 def nll_loss(
     log_probs: Logits,
     targets: Labels,
@@ -133,6 +135,7 @@ def multi_margin_loss(
     reduction: ToArray = ...,
     **options: Unpack[RowOptions],
 ) -> Array: ...
+@one_program
 def multi_margin_loss(
     logits: Logits,
     targets: Labels,

@@ -196,9 +196,10 @@ def _explicit(array: Any) -> list[tuple[str, ...]]:
     return [tuple(name for name in _entry(entry) if name in explicit) for entry in entries]
 
 
-def is_explicit(array: Any) -> bool:
-    """Whether the array's type, or the mesh around, says over what it is split."""
-    return bool(_explicit_axes(jax.typeof(array).sharding.mesh) | _explicit_axes(jax.sharding.get_abstract_mesh()))
+def is_explicit(*trees: Any) -> bool:
+    """Whether a type of an array, or the mesh around, says over what it is split."""
+    meshes = [jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(trees)]
+    return any(_explicit_axes(mesh) for mesh in (jax.sharding.get_abstract_mesh(), *meshes))
 
 
 def _explicit_axes(mesh: AbstractMesh) -> set[str]:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxce._eager import one_program
 from jaxce._head import HeadRows, measure_head
 from jaxce._inputs import Head, OnMesh, accumulator, check_class_vector, check_classes, check_head
 from jaxce._mesh import vary_rule
@@ -43,6 +44,7 @@ class Summary(NamedTuple):
     spread: PerRow | None
 
 
+@one_program
 def summarize(
     logits: Logits,
     targets: Labels | Distributions,
@@ -106,6 +108,7 @@ def summarize(
     return _summarize(inputs, class_vector)
 
 
+@one_program
 def summarize_linear(
     hidden: Hidden,
     kernel: Kernel,

@@ -11,9 +11,10 @@ import jaxce
 
 ROOT = Path(__file__).parent.parent
 ORDER = [
-    ["_types", "_mesh", "_autodiff"],
+    ["_types", "_mesh", "_autodiff", "_eager"],
     ["_split", "_slice"],
     ["_inputs"],
+    ["_checks"],
     ["_rows"],
     ["_reduction", "_rule"],
     ["_head"],
@@ -52,7 +53,19 @@ def test_imports_point_one_way(path):
 
 
 def _standard_library():
-    return {"ast", "collections", "dataclasses", "functools", "math", "operator", "re", "typing", "warnings"}
+    return {
+        "ast",
+        "collections",
+        "contextvars",
+        "dataclasses",
+        "functools",
+        "inspect",
+        "math",
+        "operator",
+        "re",
+        "typing",
+        "warnings",
+    }
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "jaxce").glob("*.py")), ids=lambda path: path.stem)

@@ -1,0 +1,98 @@
+"""What `jax.experimental.checkify` reports of values that are only known when the program runs.
+
+Without it the checks are no part of the compiled program. Every report names the argument, the value and its position.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxce._inputs import ClassInputs, ElementInputs, Head
+from jaxce._split import is_explicit
+
+
+def report_classes(inputs: ClassInputs) -> None:
+    """Reports wrong labels, negative weights and masses, and NaN in rows that count."""
+    # The errors of checkify cannot be split over an Explicit mesh.
+    if inputs.is_eager or is_explicit(inputs):
+        return
+    targets, counts = inputs.targets, inputs.where
+    if not isinstance(targets, Head):
+        targets = jnp.asarray(targets)
+        if jnp.issubdtype(targets.dtype, jnp.integer):
+            labels, counts, in_range = read_labels(targets, counts, inputs)
+            _report("targets", f"class indices in [0, {inputs.classes.number})", labels, ~in_range, counts)
+        elif inputs.targets_name == "targets":
+            _report("targets", "masses ≥ 0", targets, ~(targets >= 0), _along(counts, inputs.axis))
+    _report_weights(inputs.weights, counts)
+    if inputs.class_weights is not None:
+        class_weights = jnp.asarray(inputs.class_weights)
+        _report("class_weights", "≥ 0", class_weights, ~(class_weights >= 0), None)
+    named = [(inputs.name, inputs.logits)]
+    if inputs.targets_name != "targets":
+        named.append((inputs.targets_name, inputs.targets))
+    for name, logits in named:
+        if not isinstance(logits, Head):
+            _report_nan(name, logits, _along(counts, inputs.axis))
+            continue
+        prefix = "" if logits is inputs.logits else "teacher_"
+        _report_nan(f"{prefix}hidden", logits.hidden, _along(counts, logits.hidden.ndim - 1))
+        _report_nan(f"{prefix}kernel", logits.kernel, None)
+
+
+def report_elements(inputs: ElementInputs) -> None:
+    """Reports negative weights, and NaN in elements that count."""
+    report_losses(inputs)
+    if not (inputs.is_eager or is_explicit(inputs)):
+        _report_nan(inputs.name, inputs.values, inputs.where)
+
+
+def report_losses(inputs: ElementInputs) -> None:
+    """Reports negative weights alone: a loss may be anything."""
+    if not (inputs.is_eager or is_explicit(inputs)):
+        _report_weights(inputs.weights, inputs.where)
+
+
+def read_labels(labels: Array, counts: Any, inputs: ClassInputs) -> tuple[Array, Any, Array]:
+    """Labels of a dtype that no class number overflows, the rows that count, and which of the labels are classes."""
+    labels = labels.astype(jnp.int32) if labels.dtype.itemsize < 4 else labels
+    if inputs.ignore_index is not None and _representable(inputs.ignore_index, labels.dtype):
+        kept = labels != inputs.ignore_index
+        counts = kept if counts is None else counts & kept
+    return labels, counts, (labels >= 0) & (labels < inputs.classes.number)
+
+
+def _representable(value: int, dtype: Any) -> bool:
+    return jnp.iinfo(dtype).min <= value <= jnp.iinfo(dtype).max
+
+
+def _along(counts: Any, axis: int) -> Any:
+    """The mask of rows with an axis for the classes."""
+    return None if counts is None else jnp.expand_dims(counts, axis)
+
+
+def _report_weights(weights: Any, counts: Any) -> None:
+    if weights is not None:
+        weights = jnp.asarray(weights)
+        _report("weights", "≥ 0", weights, ~(weights >= 0), counts)
+
+
+def _report_nan(name: str, values: Any, counts: Any) -> None:
+    values = jnp.asarray(values)
+    _report(name, "numbers", values, jnp.isnan(values), counts)
+
+
+def _report(name: str, wanted: str, values: Array, wrong: Array, counts: Any) -> None:
+    from jax.experimental import checkify  # not part of `import jax`
+
+    if values.size == 0:
+        return
+    wrong = wrong if counts is None else wrong & counts
+    position = jnp.argmax(wrong.ravel())
+    checkify.debug_check(
+        ~jnp.any(wrong),
+        f"`{name}` must be {wanted}; got {{value}} at position {{position}}.",
+        value=values.ravel()[position],
+        position=jnp.array(jnp.unravel_index(position, values.shape), jnp.int32),
+    )

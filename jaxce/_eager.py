@@ -1,0 +1,59 @@
+"""Calls outside of every transformation: one jitted function each, as fast as the user's own would be."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+import jax
+from jax.core import eval_context
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_STATIC = {"axis", "block_bytes", "ignore_index", "num_classes", "p", "recompute", "reduction"}
+_is_eager: ContextVar[bool] = ContextVar("is_eager", default=False)
+
+
+def one_program(function: _Function) -> _Function:
+    """Lets a call whose arrays are all on a device skip the door, once it has been through it with such arrays.
+
+    NumPy arrays and Python numbers are looked at on every call.
+    """
+    compiled = jax.jit(function, static_argnames=tuple(_STATIC & set(inspect.signature(function).parameters)))
+
+    @functools.wraps(function)
+    def call(*arguments, **options):
+        get_state, outside = _trace_state()
+        if get_state() != outside:
+            return function(*arguments, **options)
+        token = _is_eager.set(True)
+        try:
+            return (compiled if _are_on_device(arguments, options) else function)(*arguments, **options)
+        finally:
+            _is_eager.reset(token)
+
+    return call  # pyright: ignore[reportReturnType]
+
+
+def _are_on_device(arguments: tuple[Any, ...], options: dict[str, Any]) -> bool:
+    for array in arguments:
+        if not isinstance(array, jax.Array):
+            return False
+    for name, option in options.items():
+        if not isinstance(option, (int, str, type(None)) if name in _STATIC else jax.Array):
+            return False
+    return True
+
+
+def is_eager() -> bool:
+    """Whether such a call is at work: `checkify` is not around it, and its checks would go nowhere."""
+    return _is_eager.get()
+
+
+@functools.cache
+def _trace_state() -> tuple[Callable[[], Any], Any]:
+    """What says which transformation is at work, and what it says where none is."""
+    from jax.extend.core import get_opaque_trace_state  # not part of `import jax`
+
+    with eval_context():
+        return get_opaque_trace_state, get_opaque_trace_state()
