@@ -273,7 +273,12 @@ def test_every_mode_works_without_vmap(name, x64):
 
 
 @pytest.mark.parametrize(
-    "name", ["cross_entropy with options", pytest.param("binary_focal_loss", marks=pytest.mark.thorough)]
+    "name",
+    [
+        "cross_entropy",
+        pytest.param("cross_entropy with options", marks=pytest.mark.thorough),
+        pytest.param("binary_focal_loss", marks=pytest.mark.thorough),
+    ],
 )
 def test_every_mode_works_without_jit(name, x64):
     x, loss, reference = _flat(CASES[name])

@@ -92,7 +92,7 @@ def test_two_processes_have_the_losses_of_one(across):
     ("victim", "signal_number"),
     [
         (0, signal.SIGKILL),
-        (1, signal.SIGKILL),
+        pytest.param(1, signal.SIGKILL, marks=pytest.mark.thorough),
         pytest.param(1, signal.SIGSTOP, marks=pytest.mark.thorough),
     ],
     ids=["the coordinator dies", "the other dies", "the other hangs"],
