@@ -177,8 +177,10 @@ def train_in_processes() -> dict[int, float]:
     with start_processes() as processes:
         outputs = [process.communicate(timeout=RUN_TIMEOUT)[0] for process in processes]
     assert not any(process.returncode for process in processes), "a process failed, for the reason above"
-    words = [line.split() for line in outputs[0].splitlines() if line.startswith("step ")]
-    return {int(step): float(loss) for _, step, _, loss in words}
+    words = [[line.split() for line in output.splitlines() if line.startswith("step ")] for output in outputs]
+    first, second = ({int(step): float(loss) for _, step, _, loss in lines} for lines in words)
+    assert first == second, "the two processes print different losses"
+    return first
 
 
 def main() -> None:
