@@ -289,7 +289,7 @@ def test_every_mode_works_without_jit(name, x64):
 
 
 ARGUMENTS = [
-    pytest.param(name, argument, marks=[pytest.mark.thorough] if i else [])
+    pytest.param(name, argument, marks=[pytest.mark.thorough] if i or " " in name else [])
     for name, case in CASES.items()
     if "mean" not in name
     for i, argument in enumerate(case.arguments)

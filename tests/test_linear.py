@@ -58,7 +58,7 @@ MIXED = {
     ),
 }
 CASES = ALONE | MIXED
-EVERY_SIZE = {"all, labels", "all, distributions", "distillation, all"}
+EVERY_SIZE = {"all, labels", "distillation, all"}
 
 
 def _options(names):
