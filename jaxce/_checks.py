@@ -24,17 +24,17 @@ def report_classes(inputs: ClassInputs) -> None:
             labels, counts, in_range = read_labels(targets, counts, inputs)
             _report("targets", f"class indices in [0, {inputs.classes.number})", labels, ~in_range, counts)
         elif inputs.targets_name == "targets":
-            _report("targets", "masses ≥ 0", targets, ~(targets >= 0), _along(counts, inputs.axis))
+            _report("targets", "masses ≥ 0", targets, ~(targets >= 0), _real_and_counted(inputs, counts))
     _report_weights(inputs.weights, counts)
     if inputs.class_weights is not None:
         class_weights = jnp.asarray(inputs.class_weights)
-        _report("class_weights", "≥ 0", class_weights, ~(class_weights >= 0), None)
+        _report("class_weights", "≥ 0", class_weights, ~(class_weights >= 0), _is_real(inputs))
     named = [(inputs.name, inputs.logits)]
     if inputs.targets_name != "targets":
         named.append((inputs.targets_name, inputs.targets))
     for name, logits in named:
         if not isinstance(logits, Head):
-            _report_nan(name, logits, _along(counts, inputs.axis))
+            _report_nan(name, logits, _real_and_counted(inputs, counts))
             continue
         prefix = "" if logits is inputs.logits else "teacher_"
         _report_nan(f"{prefix}hidden", logits.hidden, _along(counts, logits.hidden.ndim - 1))
@@ -70,6 +70,23 @@ def _representable(value: int, dtype: Any) -> bool:
 def _along(counts: Any, axis: int) -> Any:
     """The mask of rows with an axis for the classes."""
     return None if counts is None else jnp.expand_dims(counts, axis)
+
+
+def _is_real(inputs: ClassInputs) -> Any:
+    """Which classes are no padding, or None."""
+    size = inputs.logits.shape[inputs.axis]
+    real = inputs.classes.real(size)
+    return None if real is None else jnp.arange(size, dtype=jnp.int32) < real
+
+
+def _real_and_counted(inputs: ClassInputs, counts: Any) -> Any:
+    """The mask of rows with an axis for the classes, and without padding."""
+    counts, is_real = _along(counts, inputs.axis), _is_real(inputs)
+    if is_real is None:
+        return counts
+    ndim = len(inputs.logits.shape)
+    is_real = jnp.expand_dims(is_real, [axis for axis in range(ndim) if axis != inputs.axis])
+    return is_real if counts is None else is_real & counts
 
 
 def _report_weights(weights: Any, counts: Any) -> None:

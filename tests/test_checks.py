@@ -151,6 +151,20 @@ def test_what_does_not_count_is_not_looked_at():
     assert jnp.isfinite(value)
 
 
+def test_padding_is_not_looked_at():
+    spoilt = LOGITS.at[..., 4].set(jnp.nan), MASSES.at[..., 4].set(-1), jnp.ones(5).at[4].set(-1)
+
+    def losses(logits, masses, class_weights):
+        options = {"num_classes": 4, "class_weights": class_weights}
+        where = jnp.array([[True, True, False], [True, True, True]])
+        by_label = jaxce.cross_entropy(logits, jnp.minimum(LABELS, 3), where=where, **options)
+        return by_label + jaxce.cross_entropy(logits, masses, **options)
+
+    error, value = jax.jit(checkify.checkify(losses))(*spoilt)
+    assert error.get() is None
+    assert jnp.isfinite(value)
+
+
 def test_without_checkify_nothing_is_compiled():
     def loss(logits, labels, weights, class_weights):
         return jaxce.cross_entropy(logits, labels, weights=weights, class_weights=class_weights)
