@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Integer
 from jaxce._autodiff import forward_mode
 from jaxce._mesh import Classes
 from jaxce._rows import silence
-from jaxce._slice import Moment, Slice, merge_devices, times
+from jaxce._slice import Moment, Slice, merge_devices
 
 _Class = Float[Array, " classes"]
 _Number = Float[Array, ""]
@@ -101,25 +101,35 @@ def _rule(row: Row) -> Numbers:
     return numbers_of(merge_devices(slice_row(row), row.classes), has_label=row.has_label)
 
 
+@jax.custom_vjp
+def _rule_beside_gradient(row: Row) -> Numbers:
+    part = slice_row(row, shares_exp=_shares_exp(row))
+    return numbers_of(merge_devices(part, row.classes), has_label=row.has_label)
+
+
+def _shares_exp(row: Row) -> bool:
+    """Whether XLA:CPU can keep the exponentials of the forward pass for the gradient, in the gradient's own memory."""
+    return row.has_label and row.logits.dtype == row.maximum.dtype
+
+
 def _rule_forward(row: Row) -> tuple[Numbers, tuple[Row, Numbers]]:
-    numbers = measure(row)  # the lifted rule, so that a second derivative meets the rule again
+    numbers = _measure_beside_gradient(row)  # a lifted rule, so that a second derivative meets the rule again
     return numbers, (row, numbers)
 
 
 def _rule_backward(residuals: tuple[Row, Numbers], cotangents: Numbers) -> tuple[Row]:
     row, numbers = residuals
-    # Without the barriers XLA:CPU would share with the forward pass, and for that write out, the maximum of every logit
-    # and, of labels with half-precision logits, a float32 exp.
+    shares_exp = _shares_exp(row)
     logits = row.logits
-    numbers = numbers._replace(maximum=lax.optimization_barrier(numbers.maximum))
-    if row.has_label and logits.dtype != numbers.log_sum.dtype:
-        logits, log_sum = lax.optimization_barrier((logits, numbers.log_sum))
-        numbers = numbers._replace(log_sum=log_sum)
-    gradient = slice_gradient(row._replace(logits=logits), numbers, cotangents)
+    if not shares_exp:
+        # Without the barriers XLA:CPU would share with the forward pass, and for that write out, a float32 exp.
+        logits, log_sum, maximum = lax.optimization_barrier((logits, numbers.log_sum, numbers.maximum))
+        numbers = numbers._replace(log_sum=log_sum, maximum=maximum)
+    gradient = slice_gradient(row._replace(logits=logits), numbers, cotangents, shares_exp=shares_exp)
     return (gradient._replace(logits=gradient.logits.astype(row.logits.dtype)),)
 
 
-def slice_gradient(row: Row, numbers: Numbers, cotangents: Any) -> Row:
+def slice_gradient(row: Row, numbers: Numbers, cotangents: Any, *, shares_exp: bool = False) -> Row:
     """The rule's gradient at the classes at hand, given the numbers of the whole row.
 
     The gradient is in the row's dtypes, but for the logits': theirs stays in the dtype of the arithmetic.
@@ -131,6 +141,8 @@ def slice_gradient(row: Row, numbers: Numbers, cotangents: Any) -> Row:
     z = silence(row.counts, row.logits.astype(dtype))
 
     e = jnp.exp(z - maximum)
+    if row.has_label:
+        e = _without_label(e, row.target, shares_exp=shares_exp)
     p, p_minus_1 = _softmax(e, log_sum)
     distance = (maximum - z) + log_sum
 
@@ -156,8 +168,9 @@ def slice_gradient(row: Row, numbers: Numbers, cotangents: Any) -> Row:
         d_on_label = d_log_sum * p + d_nll * p_minus_1 - d_lead
         if row.class_vector is not None:
             u = row.class_vector[jnp.clip(row.target, 0, z.shape[0] - 1)]
-            d_on_label += d_spread * ((vector_mass - u) * p + u * p_minus_1)
-        d_logits = _with_label(d_logits, row.target, d_on_label, is_final=row.logits.dtype == dtype)
+            # What the sum over classes that leaves the label out has put there is taken back.
+            d_on_label += d_spread * ((vector_mass - u) * p + u * p_minus_1 + u)
+        d_logits = _add_at_label(d_logits, row.target, d_on_label, is_final=row.logits.dtype == dtype)
     return row._replace(
         logits=d_logits,
         target=d_target,
@@ -169,19 +182,41 @@ def slice_gradient(row: Row, numbers: Numbers, cotangents: Any) -> Row:
     )
 
 
-def _with_label(values: _Class, label: Integer[Array, ""], on_label: _Number, *, is_final: bool) -> _Class:
-    """`values` with another number at the label's class, if it is one of them; `is_final` if nothing is done to it."""
+def _without_label(values: _Class, label: Integer[Array, ""], *, shares_exp: bool) -> _Class:
+    """`values` with 0 at the label's class, if it is one of them."""
 
-    def select(values, label, on_label):
-        return jnp.where(jnp.arange(values.shape[0], dtype=label.dtype) == label, on_label, values)
+    def select(values, label):
+        return jnp.where(_is_label(values, label), 0, values)
 
-    def scatter(values, label, on_label):
-        return values.at[jnp.where(label < 0, values.shape[0], label)].set(on_label, mode="drop")
+    def scatter(values, label):
+        return values.at[_index(values, label)].set(0, mode="drop")
 
-    # Accelerators fuse the comparison into what comes next. XLA:CPU's loop takes twice as long with one in it.
+    # XLA:CPU writes out what it scatters into, and so shares it.
+    return lax.platform_dependent(values, label, cpu=scatter, default=select) if shares_exp else select(values, label)
+
+
+def _add_at_label(values: _Class, label: Integer[Array, ""], number: _Number, *, is_final: bool) -> _Class:
+    """`values` with a number added at the label's class, if it is one of them; `is_final` if nothing is done to it."""
+
+    def select(values, label, number):
+        return values + jnp.where(_is_label(values, label), number, 0)
+
+    def scatter(values, label, number):
+        return values.at[_index(values, label)].add(number, mode="drop")
+
+    # Accelerators fuse the comparison into what comes next. XLA:CPU's loop takes longer with one in it.
     if not is_final:
-        return select(values, label, on_label)
-    return lax.platform_dependent(values, label, on_label, cpu=scatter, default=select)
+        return select(values, label, number)
+    return lax.platform_dependent(values, label, number, cpu=scatter, default=select)
+
+
+def _is_label(values: _Class, label: Integer[Array, ""]) -> Bool[Array, " classes"]:
+    return jnp.arange(values.shape[0], dtype=label.dtype) == label
+
+
+def _index(values: _Class, label: Integer[Array, ""]) -> Integer[Array, ""]:
+    """The label where it is a class, else an index that is dropped."""
+    return jnp.where(label < 0, values.shape[0], label)
 
 
 def _softmax(e, log_sum):
@@ -190,7 +225,9 @@ def _softmax(e, log_sum):
 
 
 _rule.defvjp(_rule_forward, _rule_backward)
+_rule_beside_gradient.defvjp(_rule_forward, _rule_backward)
 measure = forward_mode(_rule)
+_measure_beside_gradient = forward_mode(_rule_beside_gradient)
 
 
 def row_maximum(logits: _Class, dtype: Any, real: Any = None) -> _Number:
@@ -201,34 +238,66 @@ def row_maximum(logits: _Class, dtype: Any, real: Any = None) -> _Number:
     return lax.optimization_barrier(maximum)
 
 
-def slice_row(row: Row) -> Slice:
+def slice_row(row: Row, *, shares_exp: bool = False) -> Slice:
     """The sums over the classes at hand, each measured from `row.maximum`.
 
     A label may lie outside: then the target has no mass here, and the sum that leaves its class out leaves out nothing.
+    Every sum is a loop of its own over arithmetic alone, which XLA:CPU runs several times faster than one loop for all,
+    or a loop with a selection in it.
     """
     row = _real(row)
     dtype = row.maximum.dtype
-    num_classes = row.logits.shape[0]
-    distance = row.maximum - row.logits.astype(dtype)
-    e = jnp.exp(-distance)
-    u = row.class_vector
-    spread_terms = [] if u is None else [times(u, distance)]
+    copies = _copies(row, count=(1 if row.has_label else 4) + (row.class_vector is not None))
     if row.has_label:
+        num_classes = row.logits.shape[0]
         here = (row.target >= 0) & (row.target < num_classes)
-        others, lead, vector_excess = _sums_of_label(row, e, distance, spread_terms)
-        sum_less_1 = others + jnp.where(here, jnp.expm1(-lead), -1)
+        if shares_exp:
+            e = jnp.exp(silence(row.counts, row.logits) - silence(row.counts, row.maximum))
+            e = _without_label(e, row.target, shares_exp=True)
+        else:
+            # At most 1, and |c − y| is 0 at the label alone; in integers where float32 has no more.
+            number = dtype if num_classes <= 2**24 else row.target.dtype
+            from_label = jnp.abs(jnp.arange(num_classes, dtype=number) - row.target.astype(number))
+            e = jnp.minimum(_exp(copies[0]), from_label.astype(dtype))
+        # The barrier keeps XLA:CPU from widening all logits for the sake of one.
+        logit = lax.optimization_barrier(row.logits)[jnp.clip(row.target, 0, num_classes - 1)]
+        lead = jnp.maximum(row.maximum - logit.astype(dtype), 0)
+        sum_less_1 = jnp.sum(e) + jnp.where(here, jnp.expm1(-lead), -1)
         target_moment = Moment(jnp.where(here, lead, 0), here.astype(dtype))
     else:
-        target = _effective_target(row, dtype)
-        # Not `== 0` for the maximum: where z is computed anew in every fusion that reads it, its last bit can differ.
-        is_below = distance > 0
-        below, at_maximum, excess, mass, *vector_excess = _sums(
-            jnp.where(is_below, e, 0), jnp.where(is_below, 0, e), times(target, distance), target, *spread_terms
-        )
-        sum_less_1 = below + (at_maximum - 1)
-        target_moment = Moment(excess, mass)
-    vector_moment = None if u is None else Moment(vector_excess[0], jnp.sum(u))
+        # x − ⌊x⌋ is x below the maximum and 0 at it. What is left of the sum says how many maxima there are: not always
+        # one, and none where a logit that is computed anew is not the maximum to the last bit.
+        e = _exp(copies[1])
+        below = jnp.sum(e - jnp.floor(e))
+        sum_less_1 = below + (jnp.rint(jnp.sum(_exp(copies[0])) - below) - 1)
+        excess = _excess(_effective_target(copies[2], dtype), copies[2])
+        target_moment = Moment(excess, jnp.sum(_effective_target(copies[3], dtype)))
+    u = copies[-1].class_vector
+    vector_moment = None if u is None else Moment(_excess(u, copies[-1]), jnp.sum(u))
     return Slice(row.maximum, sum_less_1, target_moment, vector_moment)
+
+
+def _copies(row: Row, count: int) -> list[Row]:
+    """The row, for one sum after another: XLA:CPU would write out, for every class, what two sums share."""
+
+    def apart(row):
+        copies = [row]
+        for _ in range(count - 1):
+            copies.append(lax.optimization_barrier(copies[-1]))
+        return copies
+
+    return [row] if count == 1 else lax.platform_dependent(row, cpu=apart, default=lambda row: [row] * count)
+
+
+def _excess(mass: _Class, row: Row) -> _Number:
+    """Σ mass (maximum − z) with 0 · inf = 0, by arithmetic: where there is mass, the bound of the distance is inf."""
+    large = lax.optimization_barrier(jnp.asarray(jnp.finfo(mass.dtype).max, mass.dtype))
+    bound = jnp.abs(mass) * large * large
+    return jnp.sum(mass * jnp.minimum(row.maximum - row.logits.astype(mass.dtype), bound))
+
+
+def _exp(row: Row) -> _Class:
+    return jnp.exp(row.logits.astype(row.maximum.dtype) - row.maximum)
 
 
 def without_padding(values: Array, real: Any, otherwise: float | int) -> Array:
@@ -250,56 +319,5 @@ def _effective_target(row: Row, dtype) -> _Class:
 
 
 def _zero_at_absent(mass: _Class, z: _Class, distance: _Class) -> _Class:
-    """The derivative of `_times` by the mass, with the convention of 0 where there is no mass on a logit of −inf."""
+    """The derivative of `_excess` by the mass, with the convention of 0 where there is no mass on a logit of −inf."""
     return jnp.where((mass == 0) & jnp.isneginf(z), 0, distance)
-
-
-def _sums_of_label(row: Row, e: _Class, distance: _Class, terms: list) -> tuple[_Number, _Number, list]:
-    """The sum of `e`, which is at most 1, over all classes but the label's, the label's distance, the sums of `terms`.
-
-    XLA:CPU has a fast reduction that fuses with arithmetic alone: |c − y| stands in it for a comparison with the label,
-    whose logit is gathered then. For rows longer than 2^15 it is the slower one, and the loop that takes anything picks
-    the label as it goes.
-    """
-    num_classes, label = e.shape[0], row.target
-    if num_classes > 2**15:
-        on_label = jnp.arange(num_classes, dtype=label.dtype) == label
-        others, lead, *sums = _sums(jnp.where(on_label, 0, e), jnp.where(on_label, distance, 0), *terms)
-    else:
-        from_label = jnp.abs(jnp.arange(num_classes, dtype=e.dtype) - label.astype(e.dtype))
-        others, *sums = _sums(jnp.minimum(e, from_label), *terms)
-        # The barrier keeps XLA:CPU from widening all logits for the sake of one.
-        logit = lax.optimization_barrier(row.logits)[jnp.clip(label, 0, num_classes - 1)]
-        lead = row.maximum - logit.astype(e.dtype)
-    return others, jnp.maximum(lead, 0), sums
-
-
-def _sums(*terms: _Class) -> list[_Number]:
-    """The sums of several arrays in one pass. Separate sums over a shared input would make XLA:CPU write it out.
-
-    XLA:CPU adds the terms one by one. In long rows what every addition rounds off is summed too (Knuth's two-sum), and
-    beyond 2^20 classes, where that sum would round off as much, each array has a sum of its own after all.
-    """
-    if len(terms) == 1 or terms[0].shape[0] > 2**20:
-        return [jnp.sum(term) for term in terms]
-    zeros = tuple(jnp.zeros((), term.dtype) for term in terms)
-    if terms[0].shape[0] <= 2**15:
-        return list(lax.reduce(terms, zeros, lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True)), (0,)))
-
-    count = len(terms)
-
-    def add(left, right):
-        sums = [x + y for x, y in zip(left[:count], right[:count], strict=True)]
-        errors = []
-        for i, total in enumerate(sums):
-            added = total - left[i]
-            rounded_off = (left[i] - (total - added)) + (right[i] - added)
-            errors.append(left[count + i] + right[count + i] + rounded_off)
-        return (*sums, *errors)
-
-    zeros_of_terms = tuple(jnp.zeros_like(term) for term in terms)
-    results = lax.reduce((*terms, *zeros_of_terms), (*zeros, *zeros), add, (0,))
-    return [
-        jnp.where(jnp.isfinite(total), total + error, total)
-        for total, error in zip(results[:count], results[count:], strict=True)
-    ]
