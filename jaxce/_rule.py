@@ -247,7 +247,7 @@ def slice_row(row: Row, *, shares_exp: bool = False) -> Slice:
     """
     row = _real(row)
     dtype = row.maximum.dtype
-    copies = _copies(row, count=(1 if row.has_label else 4) + (row.class_vector is not None))
+    copies, zeros = _copies(row, count=(1 if row.has_label else 4) + (row.class_vector is not None))
     if row.has_label:
         num_classes = row.logits.shape[0]
         here = (row.target >= 0) & (row.target < num_classes)
@@ -262,38 +262,50 @@ def slice_row(row: Row, *, shares_exp: bool = False) -> Slice:
         # The barrier keeps XLA:CPU from widening all logits for the sake of one.
         logit = lax.optimization_barrier(row.logits)[jnp.clip(row.target, 0, num_classes - 1)]
         lead = jnp.maximum(row.maximum - logit.astype(dtype), 0)
-        sum_less_1 = jnp.sum(e) + jnp.where(here, jnp.expm1(-lead), -1)
+        sum_less_1 = _sum(e) + jnp.where(here, jnp.expm1(-lead), -1)
         target_moment = Moment(jnp.where(here, lead, 0), here.astype(dtype))
     else:
-        # x − ⌊x⌋ is x below the maximum and 0 at it. What is left of the sum says how many maxima there are: not always
-        # one, and none where a logit that is computed anew is not the maximum to the last bit.
-        e = _exp(copies[1])
-        below = jnp.sum(e - jnp.floor(e))
-        sum_less_1 = below + (jnp.rint(jnp.sum(_exp(copies[0])) - below) - 1)
-        excess = _excess(_effective_target(copies[2], dtype), copies[2])
-        target_moment = Moment(excess, jnp.sum(_effective_target(copies[3], dtype)))
+        # x − ⌊x⌋ is x below the maximum and 0 at it: with one maximum, its sum is what is left of the others. There
+        # may be several, or none where a logit that is computed anew is not the maximum to the last bit.
+        total, e = _sum(_exp(copies[0])), _exp(copies[1])
+        below = _sum(e - jnp.floor(e))
+        sum_less_1 = jnp.where((total - 1.5 < below) & (below < total - 0.5), below, total - 1)
+        excess = _excess(_effective_target(copies[2], dtype), copies[2], zeros[2])
+        target_moment = Moment(excess, _sum(_effective_target(copies[3], dtype) + zeros[3]))
     u = copies[-1].class_vector
-    vector_moment = None if u is None else Moment(_excess(u, copies[-1]), jnp.sum(u))
+    vector_moment = None if u is None else Moment(_excess(u, copies[-1], zeros[-1]), _sum(u))
     return Slice(row.maximum, sum_less_1, target_moment, vector_moment)
 
 
-def _copies(row: Row, count: int) -> list[Row]:
-    """The row, for one sum after another: XLA:CPU would write out, for every class, what two sums share."""
+def _copies(row: Row, count: int) -> tuple[list[Row], list[_Number]]:
+    """The row, and a 0, for one sum after another: XLA:CPU would write out, for every class, what two sums share."""
 
-    def apart(row):
-        copies = [row]
+    def apart(original):
+        copies = [original]
         for _ in range(count - 1):
             copies.append(lax.optimization_barrier(copies[-1]))
         return copies
 
-    return [row] if count == 1 else lax.platform_dependent(row, cpu=apart, default=lambda row: [row] * count)
+    original = row, lax.optimization_barrier(jnp.zeros_like(row.maximum))
+    copies = lax.platform_dependent(original, cpu=apart, default=lambda original: [original] * count)
+    rows, zeros = zip(*copies, strict=True)
+    return list(rows), list(zeros)
 
 
-def _excess(mass: _Class, row: Row) -> _Number:
-    """Σ mass (maximum − z) with 0 · inf = 0, by arithmetic: where there is mass, the bound of the distance is inf."""
+def _sum(values: _Class) -> _Number:
+    """The sum in a loop that ends with it: XLA:CPU would sum over rows in the same one, and write out what it sums."""
+    total = jnp.sum(values)
+    return jnp.where(jnp.isnan(total), jnp.nan, total)  # a selection ends the loop
+
+
+def _excess(mass: _Class, row: Row, zero: _Number) -> _Number:
+    """Σ mass (maximum − z) with 0 · inf = 0, by arithmetic: where there is mass, the bound of the distance is inf.
+
+    Without the zero, the sum would be a matrix product to XLA:CPU, for which it copies the factors.
+    """
     large = lax.optimization_barrier(jnp.asarray(jnp.finfo(mass.dtype).max, mass.dtype))
-    bound = jnp.abs(mass) * large * large
-    return jnp.sum(mass * jnp.minimum(row.maximum - row.logits.astype(mass.dtype), bound))
+    distance = jnp.minimum(row.maximum - row.logits.astype(mass.dtype), jnp.abs(mass) * large * large)
+    return _sum(mass * distance + zero)
 
 
 def _exp(row: Row) -> _Class:
