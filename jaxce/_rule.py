@@ -31,7 +31,7 @@ _Any = Float[Array, "*any"]
 #
 # log_z is put together outside the rule: in float32, m = 10000.3 would swallow the digits of L that a loss consists of.
 #
-# With a, b, c the cotangents of L, nll, spread (log_z hands its own on to L, m being constant):
+# With a, b, c the derivatives by L, nll, spread (that by log_z is one by L, m being constant):
 #
 #     dz = a p + b (T p − t) + c (U p − u)          softmax minus target, nothing else
 #     dt = b (log_z − z)         dq = v dt         dv = q dt         du = c (log_z − z)
@@ -39,10 +39,10 @@ _Any = Float[Array, "*any"]
 # A target ahead of all others by more than 17 nats has p = 1 in float32, and log_z − z_y = 0. Both are differences that
 # need not be formed. The sum leaves one exp(0) = 1 out and log1p puts it back,
 #
-#     L = log1p(Σ_{c≠y} exp(z_c − m) + expm1(z_y − m))
+#     s = Σ_{c≠y} exp(z_c − m) + expm1(z_y − m)          L = log1p(s)
 #
-# and with e = exp(z − m), P = exp(−L), E = expm1(−L):  p = e P,  p − 1 = e E + (e − 1),  T p − t = (T − t) p + t (p −
-# 1).
+# and with e = exp(z − m):  p = e / (1 + s),  p − 1 = (e − 1) − e s / (1 + s),  T p − t = (T − t) p + t (p − 1). The
+# rule returns s, as p is known to more digits by it than by L.
 
 
 class Row(NamedTuple):
@@ -71,7 +71,7 @@ ROW_AXES = Row(0, 0, None, None, 0, 0, None, None)  # pyright: ignore[reportArgu
 
 
 class Numbers(NamedTuple):
-    """The outputs of the rule. The maximum is a constant to every derivative, and what log_sum is measured from.
+    """The outputs of the rule. The maximum is a constant to every derivative, and what the sums are measured from.
 
     The last three are for the backward pass. `lead` is how far the maximum leads a label, m − z_y: with it the gradient
     at the label is as exact as the loss, even if z is computed anew, to another last bit, by every fusion that reads
@@ -79,7 +79,7 @@ class Numbers(NamedTuple):
     """
 
     maximum: _Number
-    log_sum: _Number
+    sum_less_1: _Number
     nll: _Number
     spread: _Number | None
     lead: _Number | None
@@ -91,9 +91,11 @@ def numbers_of(part: Slice, *, has_label: bool) -> Numbers:
     """What the sums say of a row, once they are over all of its classes."""
     log_sum = jnp.log1p(part.sum_less_1)
     nll = part.target.distance(log_sum)
+    if has_label:
+        nll = jnp.maximum(nll, 0)  # which rounding may miss
     lead, mass = (part.target.excess, None) if has_label else (None, part.target.mass)
     spread, vector_mass = (None, None) if part.vector is None else (part.vector.distance(log_sum), part.vector.mass)
-    return Numbers(part.maximum, log_sum, nll, spread, lead, mass, vector_mass)
+    return Numbers(part.maximum, part.sum_less_1, nll, spread, lead, mass, vector_mass)
 
 
 @jax.custom_vjp
@@ -123,8 +125,8 @@ def _rule_backward(residuals: tuple[Row, Numbers], cotangents: Numbers) -> tuple
     logits = row.logits
     if not shares_exp:
         # Without the barriers XLA:CPU would share with the forward pass, and for that write out, a float32 exp.
-        logits, log_sum, maximum = lax.optimization_barrier((logits, numbers.log_sum, numbers.maximum))
-        numbers = numbers._replace(log_sum=log_sum, maximum=maximum)
+        logits, sum_less_1, maximum = lax.optimization_barrier((logits, numbers.sum_less_1, numbers.maximum))
+        numbers = numbers._replace(sum_less_1=sum_less_1, maximum=maximum)
     gradient = slice_gradient(row._replace(logits=logits), numbers, cotangents, shares_exp=shares_exp)
     return (gradient._replace(logits=gradient.logits.astype(row.logits.dtype)),)
 
@@ -134,20 +136,21 @@ def slice_gradient(row: Row, numbers: Numbers, cotangents: Any, *, shares_exp: b
 
     The gradient is in the row's dtypes, but for the logits': theirs stays in the dtype of the arithmetic.
     """
-    dtype = numbers.log_sum.dtype
+    dtype = numbers.sum_less_1.dtype
     silenced: Any = [silence(row.counts, number) for number in numbers]
-    maximum, log_sum, _, _, lead, mass, vector_mass = silenced
+    maximum, sum_less_1, _, _, lead, mass, vector_mass = silenced
     row = _real(row)
     z = silence(row.counts, row.logits.astype(dtype))
 
     e = jnp.exp(z - maximum)
     if row.has_label:
         e = _without_label(e, row.target, shares_exp=shares_exp)
-    p, p_minus_1 = _softmax(e, log_sum)
-    distance = (maximum - z) + log_sum
+    p, p_minus_1 = _softmax(e, sum_less_1)
+    distance = (maximum - z) + jnp.log1p(sum_less_1)
 
     d_target = d_target_weights = d_class_vector = None
-    _, d_log_sum, d_nll, d_spread, d_lead, d_mass, d_vector_mass = cotangents  # None where the number is
+    _, d_sum, d_nll, d_spread, d_lead, d_mass, d_vector_mass = cotangents  # None where the number is
+    d_log_sum = d_sum * (1 + sum_less_1)
     if row.has_label:
         d_logits = (d_log_sum + d_nll) * p
     else:
@@ -164,7 +167,7 @@ def slice_gradient(row: Row, numbers: Numbers, cotangents: Any, *, shares_exp: b
         d_logits += d_spread * ((vector_mass - u) * p + u * p_minus_1)
         d_class_vector = d_spread * _zero_at_absent(u, z, distance) + d_vector_mass
     if row.has_label:
-        p, p_minus_1 = _softmax(jnp.exp(-lead), log_sum)
+        p, p_minus_1 = _softmax(jnp.exp(-lead), sum_less_1)
         d_on_label = d_log_sum * p + d_nll * p_minus_1 - d_lead
         if row.class_vector is not None:
             u = row.class_vector[jnp.clip(row.target, 0, z.shape[0] - 1)]
@@ -219,9 +222,9 @@ def _index(values: _Class, label: Integer[Array, ""]) -> Integer[Array, ""]:
     return jnp.where(label < 0, values.shape[0], label)
 
 
-def _softmax(e, log_sum):
+def _softmax(e, sum_less_1):
     """The softmax p, and p − 1 without taking the difference."""
-    return e * jnp.exp(-log_sum), e * jnp.expm1(-log_sum) + (e - 1)
+    return e * (1 / (1 + sum_less_1)), e * (-sum_less_1 / (1 + sum_less_1)) + (e - 1)
 
 
 _rule.defvjp(_rule_forward, _rule_backward)

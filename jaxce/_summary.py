@@ -208,9 +208,8 @@ def summarize_rows(rows: Rows, *, class_vector: _Class | None = None, target_wei
         for _ in rows.logits.shape[:-1]:
             measure_row = jax.vmap(measure_row, in_axes=(ROW_AXES,))
         numbers = measure_row(vary_rule(Row(rows.logits, targets, maximum=None, **shared)))
-    log_z, nll, spread = (
-        silence(rows.counts, number) for number in (numbers.maximum + numbers.log_sum, numbers.nll, numbers.spread)
-    )
+    maximum, sum_less_1, nll, spread, *_ = (silence(rows.counts, number) for number in numbers)
+    log_z = maximum + jnp.log1p(sum_less_1)
     return Summary(log_z, loud(rows.valid, nll), spread)
 
 

@@ -23,6 +23,13 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if not item.get_closest_marker("thorough")]
 
 
+def pytest_terminal_summary(terminalreporter):
+    reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]
+    examples = sum(count for report in reports for name, count in report.user_properties if name == "examples")
+    if examples:
+        terminalreporter.write_line(f"{examples} random examples")
+
+
 @pytest.fixture(autouse=True)
 def strict_dtypes():
     """No array of the library changes its dtype unasked."""
