@@ -1,0 +1,310 @@
+"""Plants mistakes in a copy of the library, one at a time, and runs the tests that have to see each.
+
+python tests/mutants.py    # some ten minutes on two cores; exits with 1 where a mistake goes unseen
+"""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+ROOT = Path(__file__).parent.parent
+
+
+class Mutant(NamedTuple):
+    mistake: str
+    module: str
+    right: str  # stands once in the module
+    wrong: str
+    tests: str  # arguments of pytest
+
+
+MUTANTS = [
+    Mutant(
+        "softmax − 1 as a difference",
+        "_rule",
+        "e * (-sum_less_1 / (1 + sum_less_1)) + (e - 1)",
+        "e / (1 + sum_less_1) - 1",
+        "tests/test_numerics.py",
+    ),
+    Mutant("the gradient by U is dropped", "_rule", " + d_vector_mass", "", "tests/test_derivatives.py -k options"),
+    Mutant(
+        "spread without its target",
+        "_rule",
+        "d_logits += d_spread * ((vector_mass - u) * p + u * p_minus_1)",
+        "d_logits += d_spread * vector_mass * p",
+        "tests/test_derivatives.py -k options",
+    ),
+    Mutant(
+        "log_z with the derivative of the sum",
+        "_rule",
+        "d_log_sum = d_sum * (1 + sum_less_1)",
+        "d_log_sum = d_sum",
+        "tests/test_derivatives.py -k options",
+    ),
+    Mutant(
+        "spread is not taken back at the label",
+        "_rule",
+        "u * p_minus_1 + u)",
+        "u * p_minus_1)",
+        "tests/test_derivatives.py -k options",
+    ),
+    Mutant(
+        "several maxima are one",
+        "_rule",
+        "(total - 1.5 < below) & (below < total - 0.5)",
+        "total > 0.5",
+        "tests/test_merge.py",
+    ),
+    Mutant(
+        "0 · inf is NaN",
+        "_rule",
+        "jnp.abs(mass) * large * large",
+        "large * large",
+        "tests/test_edges.py -k infinity",
+    ),
+    Mutant(
+        "residuals of rounded losses",
+        "_rule",
+        "nll = jnp.maximum(nll, 0)",
+        "nll = jnp.maximum(nll, 1e-7)",
+        "tests/test_numerics.py -k ahead",
+    ),
+    Mutant("blocks of ties are lost", "_slice", "top + rest * jnp.exp(-gap)", "top", "tests/test_merge.py"),
+    Mutant("ties of devices are lost", "_slice", "others + (tops - 1)", "others", "tests/test_merge.py"),
+    Mutant(
+        "the 1 of other devices is lost",
+        "_slice",
+        "(part.sum_less_1 + 1) * jnp.exp(-gap)",
+        "part.sum_less_1 * jnp.exp(-gap)",
+        "tests/test_merge.py",
+    ),
+    Mutant(
+        "moments of devices are not shifted",
+        "_slice",
+        "moment.shifted(gap) for moment",
+        "moment for moment",
+        "tests/test_merge.py",
+    ),
+    Mutant(
+        "every device begins at class 0",
+        "_mesh",
+        "return lax.axis_index(self.axes) * size if self.axes else 0",
+        "return 0",
+        "tests/test_mesh.py",
+    ),
+    Mutant(
+        "padding counts as classes",
+        "_mesh",
+        "return None if self.number == self.slices * size else",
+        "return None if True else",
+        "tests/test_mesh.py",
+    ),
+    Mutant(
+        "rows are not cast before the rule",
+        "_mesh",
+        "return vary(inputs, varying(inputs) | {*inputs.classes.axes})",
+        "return inputs",
+        "tests/test_mesh.py",
+    ),
+    Mutant(
+        "one axis for rows and classes",
+        "_split",
+        "if len(names) < len(listed):",
+        "if False:",
+        "tests/test_errors.py",
+    ),
+    Mutant(
+        "untyped shard_map",
+        "_split",
+        "if name not in varying(lax.axis_index(name)):",
+        "if False:",
+        "tests/test_errors.py",
+    ),
+    Mutant(
+        "ignored labels by order",
+        "_checks",
+        "kept = labels != inputs.ignore_index",
+        "kept = labels > inputs.ignore_index",
+        "tests/test_edges.py",
+    ),
+    Mutant("label −1 is a class", "_checks", "(labels >= 0) &", "(labels >= -1) &", "tests/test_edges.py"),
+    Mutant(
+        "label C is a class",
+        "_checks",
+        "(labels < inputs.classes.number)",
+        "(labels <= inputs.classes.number)",
+        "tests/test_edges.py",
+    ),
+    Mutant(
+        "a mask that multiplies",
+        "_rows",
+        "return jnp.where(counts, values, jnp.zeros_like(values))",
+        "return values * counts.astype(values.dtype)",
+        "tests/test_edges.py",
+    ),
+    Mutant(
+        "a NaN that forward mode drops",
+        "_rows",
+        "return values * jnp.where(valid, jnp.ones((), values.dtype), jnp.full((), jnp.nan, values.dtype))",
+        "return jnp.where(valid, values, jnp.nan)",
+        "tests/test_edges.py",
+    ),
+    Mutant(
+        "class axis swapped, not moved",
+        "_rows",
+        "logits = jnp.moveaxis(logits, inputs.axis, -1)",
+        "logits = jnp.swapaxes(logits, inputs.axis, -1)",
+        "tests/test_edges.py tests/test_torch.py",
+    ),
+    Mutant(
+        "smoothing without its 1 − ε",
+        "_losses",
+        "losses = (1 - epsilon) * losses +",
+        "losses = losses +",
+        "tests/test_derivatives.py -k options",
+    ),
+    Mutant(
+        "smoothing over C − 1 classes",
+        "_losses",
+        "epsilon / num_classes *",
+        "epsilon / (num_classes - 1) *",
+        "tests/test_derivatives.py -k options",
+    ),
+    Mutant(
+        "smoothing over the classes of a device",
+        "_losses",
+        "num_classes = rows.classes.number",
+        "num_classes = rows.logits.shape[-1]",
+        "tests/test_mesh.py",
+    ),
+    Mutant(
+        "z-loss without its square",
+        "_losses",
+        "jnp.square(summary.log_z)",
+        "summary.log_z",
+        "tests/test_derivatives.py -k options",
+    ),
+    Mutant(
+        "focal loss with another γ",
+        "_losses",
+        "jnp.power(miss, gamma) * large",
+        "jnp.power(miss, gamma + 1) * large",
+        "tests/test_derivatives.py -k focal",
+    ),
+    Mutant(
+        "class weights do not divide",
+        "_reduction",
+        "shares = weights * shares",
+        "shares = weights",
+        "tests/test_reduction.py",
+    ),
+    Mutant(
+        "the mean of nothing is NaN",
+        "_reduction",
+        "empty = (self.weight == 0) & (self.total == 0)",
+        "empty = jnp.zeros((), bool)",
+        "tests/test_edges.py",
+    ),
+    Mutant(
+        "sums in half precision",
+        "_reduction",
+        "    dtype = accumulator(losses, weights)\n",
+        "    dtype = losses.dtype\n",
+        "tests/test_numerics.py tests/test_edges.py tests/test_reduction.py",
+    ),
+    Mutant(
+        "soft cap without its slope",
+        "_head",
+        "return capped, slope * d_logits",
+        "return capped, d_logits",
+        "tests/test_linear.py -k both_ways",
+    ),
+    Mutant("the ragged last block is dropped", "_head", "    if rest:\n", "    if False:\n", "tests/test_linear.py"),
+    Mutant(
+        "masked hidden in the kernel's gradient",
+        "_head",
+        "_dot(silence(counts, hidden), d_products, 0, 0)",
+        "_dot(hidden, d_products, 0, 0)",
+        "tests/test_linear.py -k hold_anything",
+    ),
+    Mutant(
+        "blocks of rows overwrite each other",
+        "_forward_gradient",
+        "else gradient + term",
+        "else term",
+        "tests/test_linear.py -k both_ways",
+    ),
+    Mutant(
+        "gradients of devices are not added",
+        "_forward_gradient",
+        "over_axes(term, tuple(varying(term) - varying(value)))",
+        "term",
+        "tests/test_mesh.py",
+    ),
+    Mutant(
+        "the teacher's maximum of one device",
+        "_divergence",
+        "_scaled(parts, parts[1].maximum - maximum)",
+        "parts",
+        "tests/test_mesh.py",
+    ),
+    Mutant(
+        "temperature without its square",
+        "_distillation",
+        "jnp.square(temperature) * divergence",
+        "temperature * divergence",
+        "tests/test_derivatives.py -k distillation",
+    ),
+    Mutant(
+        "hinge without its power",
+        "_scores",
+        "jnp.where(is_other, shortfall**p, 0)",
+        "jnp.where(is_other, shortfall, 0)",
+        "tests/test_derivatives.py -k margin",
+    ),
+    Mutant(
+        "binary smoothing over one class",
+        "_elementwise",
+        "t = t * (1 - epsilon) + epsilon / 2",
+        "t = t * (1 - epsilon) + epsilon",
+        "tests/test_derivatives.py -k binary",
+    ),
+]
+
+
+def is_caught(mutant: Mutant) -> bool:
+    """Whether a test fails in a copy of its own that has the mistake."""
+    with tempfile.TemporaryDirectory() as directory:
+        copy = Path(directory) / "copy"
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "build", "dist", "__pycache__"))
+        path = copy / "jaxce" / f"{mutant.module}.py"
+        source = path.read_text()
+        assert source.count(mutant.right) == 1, f"{mutant.mistake}: {mutant.right!r} must stand once in {path.name}"
+        path.write_text(source.replace(mutant.right, mutant.wrong))
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *shlex.split(mutant.tests)]
+        environment = os.environ | {"PYTHONPATH": str(copy)}
+        result = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
+    assert result.returncode in (0, 1), result.stdout + result.stderr  # 1: a test failed
+    return result.returncode == 1
+
+
+def main() -> None:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        caught = list(tqdm(pool.map(is_caught, MUTANTS), total=len(MUTANTS), unit=" mistakes"))
+    print(f"{len(MUTANTS)} planted, {sum(caught)} caught")
+    for mutant, is_seen in zip(MUTANTS, caught, strict=True):
+        if not is_seen:
+            print(f"not caught: {mutant.mistake}")
+    sys.exit(not all(caught))
+
+
+if __name__ == "__main__":
+    main()
