@@ -1,6 +1,7 @@
 """What `jax.experimental.checkify` reports of values that are only known when the program runs.
 
-Without it the checks are no part of the compiled program. Every report names the argument, the value and its position.
+Until it is imported the checks are no part of a trace, and without it none of the compiled program. Every report names
+the argument, the value and its position.
 """
 
 from typing import Any
@@ -15,7 +16,7 @@ from jaxce._split import is_explicit
 def report_classes(inputs: ClassInputs) -> None:
     """Reports wrong labels, negative weights and masses, and NaN in rows that count."""
     # The errors of checkify cannot be split over an Explicit mesh.
-    if inputs.is_eager or is_explicit(inputs):
+    if not inputs.is_checked or is_explicit(inputs):
         return
     targets, counts = inputs.targets, inputs.where
     if not isinstance(targets, Head):
@@ -44,13 +45,13 @@ def report_classes(inputs: ClassInputs) -> None:
 def report_elements(inputs: ElementInputs) -> None:
     """Reports negative weights, and NaN in elements that count."""
     report_losses(inputs)
-    if not (inputs.is_eager or is_explicit(inputs)):
+    if inputs.is_checked and not is_explicit(inputs):
         _report_nan(inputs.name, inputs.values, inputs.where)
 
 
 def report_losses(inputs: ElementInputs) -> None:
     """Reports negative weights alone: a loss may be anything."""
-    if not (inputs.is_eager or is_explicit(inputs)):
+    if inputs.is_checked and not is_explicit(inputs):
         _report_weights(inputs.weights, inputs.where)
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Array
 
 from jaxce._divergence import Heads, measure_divergence
 from jaxce._eager import one_program
+from jaxce._head import soften
 from jaxce._inputs import Head, OnMesh, check_reduction, check_scalar, check_teacher
 from jaxce._losses import reduce_class_loss
 from jaxce._mesh import Classes, vary_rule
@@ -123,8 +124,10 @@ class Distillation(NamedTuple):
             heads = vary_rule(Heads(student, teacher, rows.counts, real, rows.classes))
             divergence = silence(rows.counts, measure_divergence(heads).divergence.astype(rows.dtype))
         else:
+            real = rows.classes.real(rows.logits.shape[-1])
             student, teacher = (
-                silence(rows.counts, logits.astype(rows.dtype)) / temperature for logits in (rows.logits, rows.targets)
+                soften(silence(rows.counts, without_padding(logits.astype(rows.dtype), real, -jnp.inf)), temperature)
+                for logits in (rows.logits, rows.targets)
             )
             rows = rows._replace(targets=_softmax(teacher, rows.classes))
             cross = summarize_rows(rows._replace(logits=student)).nll
@@ -133,8 +136,7 @@ class Distillation(NamedTuple):
 
 
 def _softmax(logits: Array, classes: Classes) -> Array:
-    """The softmax over all classes, of the slice at hand; 0 for padding."""
-    logits = without_padding(logits, classes.real(logits.shape[-1]), -jnp.inf)
+    """The softmax over all classes, of the slice at hand."""
     maximum = jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True))
     if classes.axes:
         maximum = jax.lax.pmax(maximum, classes.axes)

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -45,9 +46,12 @@ def _are_on_device(arguments: tuple[Any, ...], options: dict[str, Any]) -> bool:
     return True
 
 
-def is_eager() -> bool:
-    """Whether such a call is at work: `checkify` is not around it, and its checks would go nowhere."""
-    return _is_eager.get()
+def may_be_checked() -> bool:
+    """Whether `checkify` may be around the call: someone has imported it, and the call is traced.
+
+    A program with a check in it is never dispatched by JAX's fast path, whether `checkify` is around it or not.
+    """
+    return "jax.experimental.checkify" in sys.modules and not _is_eager.get()
 
 
 @functools.cache

@@ -226,11 +226,11 @@ def _log_miss(z, t):
     """
     leans_to_yes = z >= 0
     s = jnp.where(leans_to_yes, z, -z)
-    tau = jnp.where(leans_to_yes, t, 1 - t)
-    wrong = (1 - tau) > jnp.exp(-s)
-    as_is = jnp.log(jnp.where(wrong, (1 - tau) + tau * jnp.exp(-s), 1))
+    tau, rest = jnp.where(leans_to_yes, t, 1 - t), jnp.where(leans_to_yes, 1 - t, t)
+    wrong = rest > jnp.exp(-s)
+    as_is = jnp.log(jnp.where(wrong, rest + tau * jnp.exp(-s), 1))
     capped = jnp.where(wrong | (s > 80), 80, s)  # with more, 1−τ is 0 here
-    factored = jnp.log1p(jnp.where(wrong, 0, (1 - tau) * jnp.expm1(capped))) - s
+    factored = jnp.log1p(jnp.where(wrong, 0, rest * jnp.expm1(capped))) - s
     log_miss = jnp.where(wrong, as_is, factored) - _softplus(-s)
     return jnp.maximum(log_miss, jnp.finfo(z.dtype).min / 4)  # γ = 0 times a finite number
 
@@ -349,7 +349,8 @@ def l1_loss(
 def l1_loss_core(inputs, *, reduction):
     """The jitted half of `l1_loss`."""
     predictions, targets, dtype = _read(inputs)
-    return _reduce(jnp.abs(predictions - targets), inputs, dtype, reduction)
+    errors = predictions - targets
+    return _reduce(errors * jnp.sign(errors), inputs, dtype, reduction)  # with the derivative 0 at 0; abs has 1
 
 
 def _read(inputs: ElementInputs, *others):

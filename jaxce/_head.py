@@ -202,7 +202,21 @@ def finish(products: Float[Array, "rows classes"], head: Head) -> Float[Array, "
         logits += head.bias.astype(dtype)
     if head.softcap is not None:
         logits = _soft_cap(logits, head.softcap.astype(dtype))
-    return logits if head.temperature is None else logits / head.temperature.astype(dtype)
+    return logits if head.temperature is None else soften(logits, head.temperature.astype(dtype))
+
+
+@jax.custom_jvp
+def soften(logits: Array, temperature: Float[Array, ""]) -> Array:
+    """Logits over the temperature, to which an infinite logit does not answer."""
+    return logits / temperature
+
+
+@soften.defjvp
+def _push_soften(primals, tangents):
+    logits, temperature = primals
+    d_logits, d_temperature = tangents
+    softened = soften(logits, temperature)
+    return softened, (d_logits - _finite(softened) * d_temperature) / temperature
 
 
 @jax.custom_jvp
@@ -221,8 +235,12 @@ def _push_soft_cap(primals, tangents):
     capped = _soft_cap(logits, softcap)
     t = capped / softcap
     slope = (1 - t) * (1 + t)
-    finite = jnp.where(jnp.isinf(logits), 0, logits)  # inf · 0 is NaN
-    return capped, slope * d_logits + (t - finite / softcap * slope) * d_softcap
+    return capped, slope * d_logits + (t - _finite(logits) / softcap * slope) * d_softcap
+
+
+def _finite(logits: Array) -> Array:
+    """Logits with 0 in place of inf, whose product with 0 is NaN."""
+    return jnp.where(jnp.isinf(logits), 0, logits)
 
 
 def cut(array: Any, start: Any, size: int, axis: int = -1) -> Any:

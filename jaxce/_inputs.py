@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from jaxce._eager import is_eager
+from jaxce._eager import may_be_checked
 from jaxce._mesh import Classes
 from jaxce._split import (
     UNSPLIT,
@@ -63,7 +63,7 @@ class Head:
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["logits", "targets", "weights", "class_weights", "where"],
-    meta_fields=["axis", "ignore_index", "num_classes", "split", "name", "targets_name", "is_eager"],
+    meta_fields=["axis", "ignore_index", "num_classes", "split", "name", "targets_name", "is_checked"],
 )
 @dataclass(frozen=True)
 class ClassInputs:
@@ -84,7 +84,7 @@ class ClassInputs:
     split: Split = UNSPLIT
     name: str = "logits"
     targets_name: str = "targets"
-    is_eager: bool = field(default_factory=is_eager)
+    is_checked: bool = field(default_factory=may_be_checked)
 
     @property
     def classes(self) -> Classes:
@@ -127,7 +127,7 @@ class OnMesh(NamedTuple):
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["values", "targets", "weights", "where"],
-    meta_fields=["name", "is_eager"],
+    meta_fields=["name", "is_checked"],
 )
 @dataclass(frozen=True)
 class ElementInputs:
@@ -138,7 +138,7 @@ class ElementInputs:
     weights: Any
     where: Any
     name: str
-    is_eager: bool = field(default_factory=is_eager)
+    is_checked: bool = field(default_factory=may_be_checked)
 
 
 def check_classes(

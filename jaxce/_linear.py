@@ -481,7 +481,9 @@ def reduce_linear_loss(loss, inputs, *, reduction, recompute):
             divisor = jnp.where(weight == 0, jnp.ones_like(weight), weight) if reduction == "mean" else weight
             weights = jnp.ones(rows.logits.shape[:1], rows.dtype) if rows.weights is None else rows.weights
             rows = rows._replace(weights=weights / divisor)
-        total = over_axes(total_loss(loss, rows), axes)
-        return MeanParts(total, weight) if reduction == "parts" else total
+        parts = MeanParts(over_axes(total_loss(loss, rows), axes), weight)
+        if reduction == "mean":
+            return jnp.where(weight == 0, parts.mean(), parts.total)
+        return parts if reduction == "parts" else parts.total
 
     return on_slices(reduce_slice, inputs, loss, per_row=reduction == "none")

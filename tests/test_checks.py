@@ -1,5 +1,7 @@
 """Under checkify a wrong value is an error that names argument, value and position; without it nothing is compiled."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -163,6 +165,19 @@ def test_padding_is_not_looked_at():
     error, value = jax.jit(checkify.checkify(losses))(*spoilt)
     assert error.get() is None
     assert jnp.isfinite(value)
+
+
+def test_until_checkify_is_imported_no_program_has_an_effect(monkeypatch):
+    """JAX dispatches programs with an effect from Python; a trace from before the import must not be used after it."""
+
+    def effects():
+        return jax.make_jaxpr(jax.grad(jaxce.cross_entropy))(LOGITS, LABELS).effects
+
+    assert effects()
+    with monkeypatch.context() as before_the_import:
+        before_the_import.delitem(sys.modules, "jax.experimental.checkify")
+        assert not effects()
+    assert effects()
 
 
 def test_without_checkify_nothing_is_compiled():
