@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import checkify
+from marks import daily
 
 import jaxce
 from jaxce import _eager
@@ -123,9 +124,7 @@ CASES = {
 DAILY = {"label", "weight", "mass", "hidden", "prediction"}
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in DAILY else pytest.param(name, marks=pytest.mark.thorough) for name in CASES]
-)
+@pytest.mark.parametrize("name", daily(CASES, DAILY))
 def test_a_wrong_value_is_named(name):
     """As it stands, through `jit`, and through `grad`, which is taken by the logits or by the array itself."""
     loss, array, position, value, message = CASES[name]

@@ -61,6 +61,7 @@ def _standard_library():
         "functools",
         "inspect",
         "math",
+        "sys",
         "operator",
         "re",
         "typing",

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from marks import daily
 
 import jaxce
 
@@ -189,11 +190,7 @@ def _on_mesh(function, specs, out_specs, shape=(2, 4)):
 
 @pytest.mark.parametrize(
     "case",
-    [
-        "linear, labels, forward gradients",
-        pytest.param("labels", marks=pytest.mark.thorough),
-        pytest.param("linear distillation, recomputed", marks=pytest.mark.thorough),
-    ],
+    daily(["labels", "linear, labels, forward gradients", "linear distillation, recomputed"], ["labels"]),
 )
 def test_every_mode_works_inside_shard_map(case, x64):
     names, arrays = CASES[case][1], _arrays(case)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from golden import make_torch
 from golden.make_torch import CASES
+from marks import daily, except_for
 
 import jaxce
 
@@ -45,7 +46,10 @@ LOG2 = math.log(2)
 # The table of calls in golden/make_torch.py
 
 
-@pytest.mark.parametrize("group", GROUPS)
+LONG = ("labels-C", "labels-NC", "labels-NC12", "probabilities-NC", "probabilities-NC12", "linear")
+
+
+@pytest.mark.parametrize("group", except_for(GROUPS, LONG))
 def test_float64(group, x64):
     """The stored results, and where PyTorch is installed other numbers too."""
     cases = _cases(group)
@@ -56,8 +60,8 @@ def test_float64(group, x64):
         _compare(program, arrays, {case.name: make_torch.run(case, arrays) for case in cases}, "float64")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("group", ROUNDED_GROUPS)
+@pytest.mark.parametrize("dtype", daily(["float32", "bfloat16"], ["bfloat16"]))
+@pytest.mark.parametrize("group", daily(ROUNDED_GROUPS, ["labels-NC1", "probabilities-NC1", "binary"]))
 def test_smaller_dtypes(group, dtype):
     """PyTorch gets the numbers that the dtype can hold, in float64: it is the truth, not another approximation."""
     pytest.importorskip("torch")
