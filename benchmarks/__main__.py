@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks import cases, contenders, report, timing
 
 RESULTS = Path(__file__).parent / "results"
-PARTS = ["timings", "calls", "accuracy", "plot"]
+PARTS = ["calls", "timings", "accuracy", "plot"]  # calls before a contender imports checkify
 
 
 def write(part: str, plan: timing.Plan, smoke: bool, output: Path | None, name: str) -> str:

@@ -163,11 +163,10 @@ def report(contenders: list[str], count: int = ROWS) -> str:
     return f"""## Worst errors
 
 In units in the last place of the true value, against 50 digits of the logits as they are stored. An entry of the
-gradient of smoothed labels and of distributions is p − t, where digits cancel: its unit is that of p + t. The largest
-over
-{count} rows of {CLASSES} classes (50257: 2 rows) and, for the gradient, over its entries. 0.5 is a correctly rounded
-result, 2e7 one where nothing is left. Losses are float32, of bfloat16 logits too, which all but jaxce get cast to it;
-gradients have the dtype of the logits. Entries whose true value is subnormal are left out.
+gradient of smoothed labels and of distributions is p − t, where digits cancel: its unit is that of p + t. What is shown
+is the largest over {count} rows of {CLASSES} classes (50257: 2 rows) and, for the gradient, over its entries. 0.5 is a
+correctly rounded result, 2e7 one where nothing is left. Losses are float32, of bfloat16 logits too, which all but jaxce
+get cast to it; gradients have the dtype of the logits. Entries whose true value is subnormal are left out.
 
 {table(["rows", *header], rows)}
 """

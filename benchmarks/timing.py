@@ -5,6 +5,7 @@ all contenders are called once in every round, in an order that changes, and wha
 median and the middle half. Who disagrees with float64 is named and not timed.
 """
 
+import importlib
 import time
 from collections.abc import Callable
 from functools import partial
@@ -162,16 +163,21 @@ def report_calls(plan: Plan) -> str:
     """What a call costs beside the arithmetic, and what it costs to compile it."""
     labels_case = Case("calls", (8, 10))
     logits, labels = (jnp.asarray(array) for array in arrays(labels_case))
-    jitted = {name: jax.jit(JAX_LOSSES[name](labels_case) or abs) for name in ("jaxce", "optax")}
-    functions = {
-        "jaxce, not jitted": jaxce.cross_entropy,
-        "jaxce, jitted": jitted["jaxce"],
-        "optax, not jitted": JAX_LOSSES["optax"](labels_case) or abs,
-        "optax, jitted": jitted["optax"],
-    }
-    calls = {name: partial(_finished, function, logits, labels) for name, function in functions.items()}
-    for call in calls.values():
+    loss = {name: JAX_LOSSES[name](labels_case) or abs for name in ("jaxce", "optax")}
+
+    def called(function):
+        call = partial(_finished, function, logits, labels)
         call()
+        return call
+
+    calls = {
+        "jaxce, not jitted": called(jaxce.cross_entropy),
+        "jaxce, jitted": called(jax.jit(loss["jaxce"])),
+        "optax, not jitted": called(loss["optax"]),
+        "optax, jitted": called(jax.jit(loss["optax"])),
+    }
+    importlib.import_module("jax.experimental.checkify")
+    calls["jaxce, jitted, checkify imported"] = called(jax.jit(lambda *data: loss["jaxce"](*data)))
     seconds = in_turn(calls, plan._replace(rounds=40 * plan.rounds), before=lambda: None)
     call_rows = [[name, *ratio(seconds, name, "optax, jitted")] for name in calls]
     compile_rows = []

@@ -289,7 +289,9 @@ def _copies(row: Row, count: int) -> tuple[list[Row], list[_Number]]:
             copies.append(lax.optimization_barrier(copies[-1]))
         return copies
 
-    original = row, lax.optimization_barrier(jnp.zeros_like(row.maximum))
+    original = row, jnp.zeros_like(row.maximum)
+    if count == 1:
+        return [row], [original[1]]
     copies = lax.platform_dependent(original, cpu=apart, default=lambda original: [original] * count)
     rows, zeros = zip(*copies, strict=True)
     return list(rows), list(zeros)
