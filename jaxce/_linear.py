@@ -481,9 +481,10 @@ def reduce_linear_loss(loss, inputs, *, reduction, recompute):
             divisor = jnp.where(weight == 0, jnp.ones_like(weight), weight) if reduction == "mean" else weight
             weights = jnp.ones(rows.logits.shape[:1], rows.dtype) if rows.weights is None else rows.weights
             rows = rows._replace(weights=weights / divisor)
-        parts = MeanParts(over_axes(total_loss(loss, rows), axes), weight)
+        total = over_axes(total_loss(loss, rows), axes)
         if reduction == "mean":
-            return jnp.where(weight == 0, parts.mean(), parts.total)
-        return parts if reduction == "parts" else parts.total
+            undivided = MeanParts(jnp.where(weight == 0, total, jnp.zeros_like(total)), weight)
+            return jnp.where(weight == 0, undivided.mean(), total)
+        return MeanParts(total, weight) if reduction == "parts" else total
 
     return on_slices(reduce_slice, inputs, loss, per_row=reduction == "none")
