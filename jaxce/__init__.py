@@ -1,5 +1,6 @@
 """Classification losses for JAX: pure functions with one exact derivative rule under them."""
 
+from jaxce import imbalance as imbalance
 from jaxce import torch as torch
 from jaxce._distillation import distillation_loss as distillation_loss
 from jaxce._elementwise import binary_cross_entropy as binary_cross_entropy
@@ -29,6 +30,7 @@ __all__ = [
     "cross_entropy",
     "distillation_loss",
     "focal_loss",
+    "imbalance",
     "l1_loss",
     "linear_cross_entropy",
     "linear_distillation_loss",

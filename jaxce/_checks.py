@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxce._inputs import ClassInputs, ElementInputs, Head
+from jaxce._inputs import ClassInputs, ElementInputs, Head, LabelInputs
 from jaxce._split import is_explicit
 
 
@@ -42,6 +42,14 @@ def report_classes(inputs: ClassInputs) -> None:
         _report_nan(f"{prefix}kernel", logits.kernel, None)
 
 
+def report_labels(inputs: LabelInputs) -> None:
+    """Reports wrong labels."""
+    if inputs.is_checked and not is_explicit(inputs):
+        labels = widen(jnp.asarray(inputs.targets))
+        wrong = (labels < 0) | (labels >= inputs.num_classes)
+        _report("targets", f"class indices in [0, {inputs.num_classes})", labels, wrong, inputs.where)
+
+
 def report_elements(inputs: ElementInputs) -> None:
     """Reports negative weights, and NaN in elements that count."""
     report_losses(inputs)
@@ -57,11 +65,16 @@ def report_losses(inputs: ElementInputs) -> None:
 
 def read_labels(labels: Array, counts: Any, inputs: ClassInputs) -> tuple[Array, Any, Array]:
     """Labels of a dtype that no class number overflows, the rows that count, and which of the labels are classes."""
-    labels = labels.astype(jnp.int32) if labels.dtype.itemsize < 4 else labels
+    labels = widen(labels)
     if inputs.ignore_index is not None and _representable(inputs.ignore_index, labels.dtype):
         kept = labels != inputs.ignore_index
         counts = kept if counts is None else counts & kept
     return labels, counts, (labels >= 0) & (labels < inputs.classes.number)
+
+
+def widen(labels: Array) -> Array:
+    """Labels of a dtype that no class number overflows."""
+    return labels.astype(jnp.int32) if labels.dtype.itemsize < 4 else labels
 
 
 def _representable(value: int, dtype: Any) -> bool:

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from typing import Any, NamedTuple, Unpack, overload
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -12,10 +11,11 @@ from jaxce._eager import one_program
 from jaxce._head import soften
 from jaxce._inputs import Head, OnMesh, check_reduction, check_scalar, check_teacher
 from jaxce._losses import reduce_class_loss
-from jaxce._mesh import Classes, vary_rule
+from jaxce._mesh import vary_rule
 from jaxce._reduction import MeanParts
 from jaxce._rows import Rows, silence
 from jaxce._rule import without_padding
+from jaxce._slice import softmax
 from jaxce._summary import summarize_rows
 from jaxce._types import (
     AxisName,
@@ -66,13 +66,16 @@ def distillation_loss(
     batch_axis_name: RowAxisNames | None = None,
     reduction: Reduction = "mean",
 ) -> Array | MeanParts:
-    """Distance of a student's softened predictions from a teacher's.
+    r"""Distance of a student's softened predictions from a teacher's.
 
     For knowledge distillation, beside the cross entropy with the true labels. The teacher receives a gradient too: wrap
     its logits in `jax.lax.stop_gradient` unless both are trained.
 
-    With temperature T, q = softmax(teacher / T) and p = softmax(z / T), l = T² Σ_c q_c (log q_c − log p_c). The factor
-    T² keeps the gradient's size when T changes.
+    With temperature T, q = softmax(teacher / T) and p = softmax(z / T),
+
+    .. math:: l = T^2 Σ_c q_c (\log q_c − \log p_c)
+
+    The factor T² keeps the gradient's size when T changes.
 
     Args:
         logits: the student's, (..., C), or the classes along `axis`. Any floating dtype.
@@ -129,16 +132,7 @@ class Distillation(NamedTuple):
                 soften(silence(rows.counts, without_padding(logits.astype(rows.dtype), real, -jnp.inf)), temperature)
                 for logits in (rows.logits, rows.targets)
             )
-            rows = rows._replace(targets=_softmax(teacher, rows.classes))
+            rows = rows._replace(targets=softmax(teacher, rows.classes))
             cross = summarize_rows(rows._replace(logits=student)).nll
             divergence = cross - summarize_rows(rows._replace(logits=teacher)).nll
         return jnp.square(temperature) * divergence
-
-
-def _softmax(logits: Array, classes: Classes) -> Array:
-    """The softmax over all classes, of the slice at hand."""
-    maximum = jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True))
-    if classes.axes:
-        maximum = jax.lax.pmax(maximum, classes.axes)
-    e = jnp.exp(logits - maximum)
-    return e / classes.sum(jnp.sum(e, -1, keepdims=True))

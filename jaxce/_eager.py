@@ -11,7 +11,7 @@ import jax
 from jax.core import eval_context
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-_STATIC = {"axis", "block_bytes", "ignore_index", "num_classes", "p", "recompute", "reduction"}
+_STATIC = {"axis", "block_bytes", "ignore_index", "num_classes", "p", "recompute", "reduction", "scheme"}
 _is_eager: ContextVar[bool] = ContextVar("is_eager", default=False)
 
 

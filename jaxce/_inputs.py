@@ -23,6 +23,7 @@ from jaxce._split import (
     check_classes_vary,
     check_rows_vary,
     check_same,
+    find_label_split,
     find_split,
     slice_hint,
 )
@@ -138,6 +139,22 @@ class ElementInputs:
     weights: Any
     where: Any
     name: str
+    is_checked: bool = field(default_factory=may_be_checked)
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["targets", "where"],
+    meta_fields=["num_classes", "split", "is_checked"],
+)
+@dataclass(frozen=True)
+class LabelInputs:
+    """Labels to be counted, and the mask of those that count."""
+
+    targets: Any
+    where: Any
+    num_classes: int
+    split: Split = UNSPLIT
     is_checked: bool = field(default_factory=may_be_checked)
 
 
@@ -316,15 +333,63 @@ def check_class_vector(name: str, vector: Any, num_classes: int) -> Any:
     return vector
 
 
+def with_dtype_of(inputs: ClassInputs, array: Any) -> ClassInputs:
+    """The same arguments, float64 where another has it."""
+    return replace(inputs, logits=jnp.asarray(inputs.logits, accumulator(inputs.logits, array)))
+
+
+def check_costs(costs: Any, num_classes: int) -> Any:
+    """Checks the price of every mistake."""
+    costs = _check_real("costs", costs)
+    if costs.shape != (num_classes, num_classes):
+        raise ValueError(
+            f"`costs` must have shape ({num_classes}, {num_classes}), a row for each true class and a column for each "
+            f"predicted one; got {costs.shape}."
+        )
+    return costs
+
+
+def check_labels(targets: Any, num_classes: Any, where: Any) -> LabelInputs:
+    """Checks labels that are to be counted."""
+    targets = as_array("targets", targets)
+    if not jnp.issubdtype(targets.dtype, jnp.integer):
+        hint = ""
+        if jnp.issubdtype(targets.dtype, jnp.floating):
+            hint = " The mass that distributions give to the classes is targets.sum(axis=0)."
+        raise TypeError(f"`targets` must be class indices of an integer dtype; got {targets.dtype}.{hint}")
+    num_classes = _check_integer("num_classes", num_classes)
+    if num_classes <= 0:
+        raise ValueError(f"`num_classes` must be positive; got {num_classes}.")
+    _, where = check_weights_and_mask(None, where, targets.shape, "`targets`")
+    _check_label_values(targets, num_classes, where, None)
+    return LabelInputs(targets, where, num_classes, find_label_split(targets))
+
+
+def check_counts(counts: Any) -> Any:
+    """Checks how often the classes occur."""
+    counts = _check_real("counts", counts)
+    if counts.ndim != 1 or not counts.shape[0]:
+        raise ValueError(f"`counts` must have shape (C,), one number for each class; got {counts.shape}.")
+    if isinstance(counts, np.ndarray) and not np.all(counts >= 0):
+        position = int(np.argmin(counts >= 0))
+        raise ValueError(f"`counts` must be ≥ 0; got {counts[position]} for class {position}.")
+    return counts
+
+
+def check_log_beta(beta: Any) -> Any:
+    """Checks the β of effective numbers. Its log has the digits of a Python number that float32 near 1 has not."""
+    beta = check_scalar("beta", beta, low=0, high=1, open_high=True)
+    above_0 = 1e-30  # lost in any other β; of 0 the log would be −inf, and without a derivative
+    if isinstance(beta, np.ndarray):
+        return np.log(beta + above_0)
+    return jnp.log(beta.astype(accumulator(beta)) + above_0)
+
+
 def check_elements(name: str, values: Any, targets: Any, weights: Any, where: Any) -> ElementInputs:
     """Checks the arguments of an elementwise loss: everything has the shape of `values`."""
     values = check_floating(name, values)
     targets = as_array("targets", targets)
-    if targets.shape != values.shape:
-        raise ValueError(
-            f"`targets` must have the shape of `{name}`, {values.shape}; got {targets.shape}. Nothing is broadcast."
-            f"{_squeeze_hint('targets', targets.shape, values.shape)}"
-        )
+    _check_shape("targets", targets, f"`{name}`", values.shape)
     if not jnp.issubdtype(targets.dtype, jnp.floating):
         raise TypeError(
             f"`targets` must have a floating dtype; got {targets.dtype}. Cast them: targets.astype(jnp.float32)."
@@ -333,16 +398,18 @@ def check_elements(name: str, values: Any, targets: Any, weights: Any, where: An
     return ElementInputs(values, targets, weights, where, name)
 
 
-def check_weights_and_mask(weights: Any, where: Any, shape: tuple[int, ...]) -> tuple[Any, Any]:
-    """Checks row weights and mask against the shape of the losses."""
+def check_weights_and_mask(
+    weights: Any, where: Any, shape: tuple[int, ...], holder: str = "the losses"
+) -> tuple[Any, Any]:
+    """Checks row weights and mask against the shape of the losses, or what else `holder` is."""
     if weights is not None:
         weights = _check_real("weights", weights)
-        _check_shape_of_losses("weights", weights, shape)
+        _check_shape("weights", weights, holder, shape)
     if where is not None:
         where = as_array("where", where)
         if where.dtype != np.bool_:
             raise TypeError(f"`where` must be boolean; got {where.dtype}. Numbers go into `weights`.")
-        _check_shape_of_losses("where", where, shape)
+        _check_shape("where", where, holder, shape)
     return weights, where
 
 
@@ -367,21 +434,37 @@ def check_broadcast(name: str, value: Any, shape: tuple[int, ...]) -> Any:
 
 def check_reduction(reduction: str) -> None:
     """Checks the name of a reduction."""
-    names = get_args(Reduction)
-    if reduction not in names:
+    check_name("reduction", reduction, Reduction)
+
+
+def check_name(argument: str, value: Any, literal: Any) -> None:
+    """Checks that a choice is one of a `Literal`."""
+    names = get_args(literal)
+    if value not in names:
         listed = ", ".join(repr(name) for name in names[:-1])
-        raise ValueError(f"`reduction` must be {listed} or {names[-1]!r}; got {reduction!r}.")
+        raise ValueError(f"`{argument}` must be {listed} or {names[-1]!r}; got {value!r}.")
 
 
-def check_scalar(name: str, value: Any, *, low: float = -np.inf, high: float = np.inf, open_low: bool = False) -> Any:
+def check_scalar(
+    name: str,
+    value: Any,
+    *,
+    low: float = -np.inf,
+    high: float = np.inf,
+    open_low: bool = False,
+    open_high: bool = False,
+) -> Any:
     """Checks a scalar setting: its shape always, its value where it is a Python or NumPy number."""
     value = np.asarray(value) if isinstance(value, float) else as_array(name, value)
     if value.shape != ():
         raise ValueError(f"`{name}` must be a scalar; got shape {value.shape}.")
     if jnp.issubdtype(value.dtype, jnp.bool_) or not jnp.issubdtype(value.dtype, jnp.number):
         raise TypeError(f"`{name}` must be a number; got {value.dtype}.")
-    if isinstance(value, np.ndarray) and not (low < value <= high if open_low else low <= value <= high):
-        interval = f"{'(' if open_low or low == -np.inf else '['}{low:g}, {high:g}{')' if high == np.inf else ']'}"
+    if isinstance(value, np.ndarray) and not (
+        (low < value if open_low else low <= value) and (value < high if open_high else value <= high)
+    ):
+        left, right = "(" if open_low or low == -np.inf else "[", ")" if open_high or high == np.inf else "]"
+        interval = f"{left}{low:g}, {high:g}{right}"
         raise ValueError(f"`{name}` must be in {interval}; got {value}.")
     return value
 
@@ -500,10 +583,10 @@ def _squeeze_hint(name: str, shape: tuple[int, ...], wanted: tuple[int, ...]) ->
     return ""
 
 
-def _check_shape_of_losses(name: str, value: Any, shape: tuple[int, ...]) -> None:
+def _check_shape(name: str, value: Any, holder: str, shape: tuple[int, ...]) -> None:
     if value.shape != shape:
         raise ValueError(
-            f"`{name}` must have the shape of the losses, {shape}; got {value.shape}. Nothing is broadcast."
+            f"`{name}` must have the shape of {holder}, {shape}; got {value.shape}. Nothing is broadcast."
             f"{_squeeze_hint(name, value.shape, shape)}"
         )
 

@@ -81,3 +81,12 @@ def merge_devices(part: Slice, classes: Classes) -> Slice:
 def times(mass: Any, distance: Any) -> Any:
     """The product with 0 · inf = 0: a class without mass adds nothing, however far it is."""
     return jnp.where(mass == 0, 0, mass * distance)
+
+
+def softmax(logits: Array, classes: Classes) -> Array:
+    """The softmax over all classes, at the slice at hand."""
+    maximum = lax.stop_gradient(jnp.max(logits, -1, keepdims=True))
+    if classes.axes:
+        maximum = lax.pmax(maximum, classes.axes)
+    e = jnp.exp(logits - maximum)
+    return e / classes.sum(jnp.sum(e, -1, keepdims=True))

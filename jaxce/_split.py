@@ -131,6 +131,12 @@ def find_row_split(losses: Any, batch_axis_name: Any) -> Split:
     return _split_by_names(batch_axis_name, None, _mesh_of_types(losses))
 
 
+def find_label_split(labels: Any) -> Split:
+    """As `find_split`, for labels alone: by their types."""
+    rows = tuple(_explicit(labels))
+    return Split(rows, is_whole=True, mesh=_mesh_of_types(labels)) if any(rows) else UNSPLIT
+
+
 def _split_by_names(batch_axis_name: Any, class_axis_name: Any, typed: AbstractMesh | None) -> Split:
     """What the caller says of a mesh, checked against the one that is there: of the context, or else `typed`."""
     classes = _names("class_axis_name", class_axis_name)

@@ -8,7 +8,7 @@ from typing import Literal, TypedDict
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Integer
+from jaxtyping import Array, Bool, Float, Integer, Real
 
 ArrayLike = jax.Array | np.ndarray
 AxisName = str | tuple[str, ...]
@@ -25,6 +25,8 @@ TeacherKernel = Float[ArrayLike, "teacher_features classes"]
 RowWeights = Float[ArrayLike, "*rows"]
 RowMask = Bool[ArrayLike, "*rows"]
 ClassVector = Float[ArrayLike, " classes"]
+ClassCounts = Real[ArrayLike, " classes"]
+Costs = Real[ArrayLike, "classes classes"]
 Elements = Float[ArrayLike, "*elements"]
 ElementMask = Bool[ArrayLike, "*elements"]
 

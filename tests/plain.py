@@ -63,6 +63,10 @@ def distillation(logits, teacher_logits, temperature):
     return temperature**2 * jnp.sum(jnp.exp(log_q) * (log_q - log_p), -1)
 
 
+def expected_cost(logits, targets, costs):
+    return jnp.sum((target_of(targets, logits.shape[-1]) @ costs) * jax.nn.softmax(logits), -1)
+
+
 def multi_margin(logits, labels, margin, p):
     at_label = jnp.take_along_axis(logits, labels[:, None], -1)
     shortfall = jnp.maximum(0, margin - at_label + logits) ** p

@@ -11,6 +11,7 @@ import pytest
 import jaxce
 
 F = jaxce.torch
+COUNTS = np.array([4.0, 2.0, 1.0], np.float32)
 SHAPE = (7, 3)  # of this file alone: nothing is compiled for it before
 
 CALLS = {
@@ -29,6 +30,11 @@ CALLS = {
     "multi_margin_loss": lambda a, b, y, s: jaxce.multi_margin_loss(a, y, margin=s),
     "binary_cross_entropy": lambda a, b, y, s: jaxce.binary_cross_entropy(a, b, label_smoothing=s, pos_weight=s),
     "binary_focal_loss": lambda a, b, y, s: jaxce.binary_focal_loss(a, b, gamma=s, alpha=s),
+    "expected_cost": lambda a, b, y, s: jaxce.imbalance.expected_cost(a, y, np.eye(3)),
+    "class_counts": lambda a, b, y, s: jaxce.imbalance.class_counts(y, 3),
+    "class_counts by names": lambda a, b, y, s: jaxce.imbalance.class_counts(y, num_classes=3),
+    "class_weights": lambda a, b, y, s: jaxce.imbalance.class_weights(COUNTS, scheme="effective_number", beta=s),
+    "logit_adjustment": lambda a, b, y, s: jaxce.imbalance.logit_adjustment(COUNTS, tau=s),
     "mse_loss": lambda a, b, y, s: jaxce.mse_loss(a, b),
     "l1_loss": lambda a, b, y, s: jaxce.l1_loss(a, b),
     "reduce_losses": lambda a, b, y, s: jaxce.reduce_losses(a, b),

@@ -48,6 +48,13 @@ CASES = {
         -2,
         "`weights` must be ≥ 0; got -2.0 at position [1 2].",
     ),
+    "label that is counted": (
+        lambda y, z: jaxce.imbalance.class_counts(y, 5),
+        LABELS,
+        (1, 1),
+        9,
+        "`targets` must be class indices in [0, 5); got 9 at position [1 1].",
+    ),
     "weight of a loss": (
         lambda w, z: jaxce.reduce_losses(z[..., 0], w),
         ONES,

@@ -21,6 +21,7 @@ OTHER_LOGITS = RNG.normal(0, 2, (N, C))
 DISTRIBUTION = RNG.uniform(0.1, 1, (N, C))  # does not sum to 1
 CLASS_WEIGHTS = RNG.uniform(0.5, 2, C)
 WEIGHTS = RNG.uniform(0.5, 2, N)
+COSTS = np.linspace(-1, 3, C * C).reshape(C, C) ** 2
 COTANGENT = RNG.normal(size=N)
 ELEMENT_COTANGENT = RNG.normal(size=(N, C))
 
@@ -136,6 +137,18 @@ CASES = {
         ),
         {"logits": LOGITS, "teacher_logits": OTHER_LOGITS, "temperature": 2.0, "weights": WEIGHTS},
     ),
+    "expected_cost": Case(
+        lambda logits, costs, weights: jaxce.imbalance.expected_cost(
+            logits, _labels(), costs, weights=weights, reduction="none"
+        ),
+        lambda logits, costs, weights: weights * plain.expected_cost(logits, _labels(), costs),
+        {"logits": LOGITS, "costs": COSTS, "weights": WEIGHTS},
+    ),
+    "expected_cost of distributions": Case(
+        lambda logits, targets, costs: jaxce.imbalance.expected_cost(logits, targets, costs, reduction="none"),
+        lambda logits, targets, costs: plain.expected_cost(logits, targets, costs),
+        {"logits": LOGITS, "targets": DISTRIBUTION, "costs": COSTS},
+    ),
     "multi_margin_loss": Case(
         lambda logits, margin, class_weights, weights: jaxce.multi_margin_loss(
             logits, _labels(), p=2, margin=margin, class_weights=class_weights, weights=weights, reduction="none"
@@ -248,6 +261,7 @@ LONG = (
     "mean cross_entropy of distributions",
     "cross_entropy of distributions at ties",
     "binary_focal_loss of hard targets",
+    "expected_cost of distributions",
 )
 
 

@@ -13,6 +13,7 @@ LABELS = np.array([1, 0, 4, 2], np.int32)
 DISTRIBUTION = np.random.default_rng(3).dirichlet(np.ones(C), N).astype(np.float32)
 CLASS_WEIGHTS = np.linspace(0.5, 2, C, dtype=np.float32)
 WEIGHTS = np.array([1.0, 0.5, 2.0, 0.25], np.float32)
+OFF_DIAGONAL = 1 - np.eye(C, dtype=np.float32)
 OPTIONS = {"label_smoothing": 0.1, "z_loss": 0.01}
 
 # Losses over classes as functions of logits, class weights and row weights; where and labels are the test's.
@@ -23,11 +24,18 @@ BY_LABEL = {
     "nll_loss": lambda z, y, w, v, **kw: jaxce.nll_loss(z, y, class_weights=w, weights=v, **kw),
     "multi_margin_loss": lambda z, y, w, v, **kw: jaxce.multi_margin_loss(z, y, class_weights=w, weights=v, **kw),
 }
+# Of a true class, every mistake costs what the class weighs.
+BY_LABEL["expected_cost"] = lambda z, y, w, v, **kw: jaxce.imbalance.expected_cost(
+    z, y, (np.ones(C, np.float32) if w is None else w)[:, None] * OFF_DIAGONAL, weights=v, **kw
+)
 BY_ARRAY = {
     "cross_entropy of distributions": lambda z, t, v, **kw: jaxce.cross_entropy(
         z, t, class_weights=CLASS_WEIGHTS, weights=v, **OPTIONS, **kw
     ),
     "distillation_loss": lambda z, t, v, **kw: jaxce.distillation_loss(z, t, temperature=2.0, weights=v, **kw),
+    "expected_cost of distributions": lambda z, t, v, **kw: jaxce.imbalance.expected_cost(
+        z, t, OFF_DIAGONAL, weights=v, **kw
+    ),
 }
 BY_ELEMENT = {
     "binary_cross_entropy": lambda z, t, v, **kw: jaxce.binary_cross_entropy(z, t, weights=v, pos_weight=3.0, **kw),

@@ -435,6 +435,64 @@ CASES = {
         "`weights` must have the shape of the losses, (8,); got (8, 1). Nothing is broadcast. Drop the last axis: "
         "weights.squeeze(-1).",
     ),
+    "counts of no labels": (
+        lambda: jaxce.imbalance.class_counts(TARGETS, 10),
+        TypeError,
+        "`targets` must be class indices of an integer dtype; got float32. The mass that distributions give to the classes "
+        "is targets.sum(axis=0).",
+    ),
+    "counts of a mask": (
+        lambda: jaxce.imbalance.class_counts(LABELS == 0, 10),
+        TypeError,
+        "`targets` must be class indices of an integer dtype; got bool.",
+    ),
+    "counts of no classes": (
+        lambda: jaxce.imbalance.class_counts(LABELS, 0),
+        ValueError,
+        "`num_classes` must be positive; got 0.",
+    ),
+    "counts of a wrong NumPy label": (
+        lambda: jaxce.imbalance.class_counts(np.array([[0, 255]]), 10),
+        ValueError,
+        "`targets` must be class indices in [0, 10); got 255 at position (0, 1). If 255 marks rows to leave out, pass "
+        "where=targets != 255.",
+    ),
+    "counts under a mask of another shape": (
+        lambda: jaxce.imbalance.class_counts(LABELS, 10, where=jnp.ones((8, 1), bool)),
+        ValueError,
+        "`where` must have the shape of `targets`, (8,); got (8, 1). Nothing is broadcast. Drop the last axis: "
+        "where.squeeze(-1).",
+    ),
+    "weights of labels": (
+        lambda: jaxce.imbalance.class_weights(TARGETS),
+        ValueError,
+        "`counts` must have shape (C,), one number for each class; got (8, 10).",
+    ),
+    "negative count": (
+        lambda: jaxce.imbalance.class_weights(np.array([3, 0, -2])),
+        ValueError,
+        "`counts` must be ≥ 0; got -2 for class 2.",
+    ),
+    "unknown scheme": (
+        lambda: jaxce.imbalance.class_weights(np.array([3, 2]), scheme="inverse"),
+        ValueError,
+        "`scheme` must be 'balanced', 'inverse_sqrt', 'effective_number' or 'median_frequency'; got 'inverse'.",
+    ),
+    "beta of 1": (
+        lambda: jaxce.imbalance.class_weights(np.array([3, 2]), scheme="effective_number", beta=1.0),
+        ValueError,
+        "`beta` must be in [0, 1); got 1.0.",
+    ),
+    "tau of every class": (
+        lambda: jaxce.imbalance.logit_adjustment(np.array([3, 2]), tau=jnp.ones(2)),
+        ValueError,
+        "`tau` must be a scalar; got shape (2,).",
+    ),
+    "costs of one class": (
+        lambda: jaxce.imbalance.expected_cost(LOGITS, LABELS, jnp.ones(10)),
+        ValueError,
+        "`costs` must have shape (10, 10), a row for each true class and a column for each predicted one; got (10,).",
+    ),
     "PyTorch's names": (
         lambda: jaxce.torch.cross_entropy(LOGITS, LABELS, weight=jnp.ones(8)),
         ValueError,

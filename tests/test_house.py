@@ -22,15 +22,23 @@ ORDER = [
     ["_losses", "_scores", "_elementwise"],
     ["_distillation"],
     ["_linear"],
-    ["torch"],
+    ["imbalance", "torch"],
     ["__init__"],
 ]
 RANK = {module: rank for rank, modules in enumerate(ORDER) for module in modules}
-PUBLIC = {f"jaxce.{name}": getattr(jaxce, name) for name in jaxce.__all__ if name != "torch"} | {
-    f"jaxce.torch.{name}": getattr(jaxce.torch, name)
-    for name in vars(jaxce.torch)
-    if not name.startswith("_") and getattr(getattr(jaxce.torch, name), "__module__", "") == "jaxce.torch"
-}
+MODULES = {"imbalance", "torch"}
+
+
+def _functions_of(module):
+    return {
+        f"{module.__name__}.{name}": value
+        for name, value in vars(module).items()
+        if not name.startswith("_") and getattr(value, "__module__", "") == module.__name__
+    }
+
+
+PUBLIC = {f"jaxce.{name}": getattr(jaxce, name) for name in jaxce.__all__ if name not in MODULES}
+PUBLIC |= _functions_of(jaxce.imbalance) | _functions_of(jaxce.torch)
 FUNCTIONS = {name: value for name, value in PUBLIC.items() if inspect.isfunction(value)}
 
 
@@ -92,6 +100,12 @@ def test_the_public_names_are_those_of_the_package():
         "nll_loss",
         "softmax",
     }
+    assert {name for name in FUNCTIONS if name.startswith("jaxce.imbalance")} == {
+        "jaxce.imbalance.class_counts",
+        "jaxce.imbalance.class_weights",
+        "jaxce.imbalance.expected_cost",
+        "jaxce.imbalance.logit_adjustment",
+    }
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -113,6 +127,7 @@ NO_SOURCE = {
     "jaxce.summarize",
     "jaxce.summarize_linear",
     "jaxce.reduce_losses",
+    "jaxce.imbalance.class_counts",
 }  # their formula is all there is to them
 
 

@@ -28,6 +28,7 @@ ARRAYS = {
     "teacher_kernel": RNG.normal(size=(E, V)),
     "labels": RNG.integers(0, REAL, N),
     "distributions": RNG.uniform(0.1, 1, (N, V)),
+    "costs": np.linspace(-1, 3, V * V).reshape(V, V) ** 2,
     "weights": RNG.uniform(0.5, 2, N),
     "class_weights": RNG.uniform(0.5, 2, V),
     "where": np.arange(N) % 4 != 2,
@@ -65,6 +66,11 @@ for _recompute, _name in ((True, "recomputed"), (False, "forward gradients")):
 BY_TYPES = {
     "nll": (jaxce.nll_loss, ["logits", "labels", *OPTIONS]),
     "margin": (jaxce.multi_margin_loss, ["logits", "labels", *OPTIONS]),
+    "expected cost": (jaxce.imbalance.expected_cost, ["logits", "labels", "costs", "weights", "where"]),
+    "expected cost of distributions": (
+        jaxce.imbalance.expected_cost,
+        ["logits", "distributions", "costs", "weights", "where"],
+    ),
 }
 POSITIONAL = {
     "logits",
@@ -73,6 +79,7 @@ POSITIONAL = {
     "kernel",
     "labels",
     "distributions",
+    "costs",
     "teacher_hidden",
     "teacher_kernel",
 }
@@ -80,7 +87,7 @@ MAIN = ["labels", "linear, distributions, recomputed", "linear, labels, forward 
 
 
 def _spec(name, rows, classes):
-    axes = {N: rows, V: classes}
+    axes = {} if name == "costs" else {N: rows, V: classes}
     return P(*(axes.get(length) for length in ARRAYS[name].shape))
 
 

@@ -1,0 +1,346 @@
+"""A kit for classes of unequal size: how often each occurs, and what to do about it.
+
+Count the classes, make class weights or a logit adjustment of the counts, and pass them to the losses. What a mistake
+costs may be said directly, with `expected_cost`.
+"""
+
+from functools import partial
+from typing import Any, Literal, NamedTuple, Unpack, overload
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float
+
+from jaxce._checks import report_labels, widen
+from jaxce._eager import one_program
+from jaxce._inputs import (
+    LabelInputs,
+    accumulator,
+    check_classes,
+    check_costs,
+    check_counts,
+    check_labels,
+    check_log_beta,
+    check_name,
+    check_reduction,
+    check_scalar,
+    with_dtype_of,
+)
+from jaxce._losses import reduce_class_loss
+from jaxce._mesh import over_axes
+from jaxce._reduction import MeanParts
+from jaxce._rows import Rows, loud, silence
+from jaxce._slice import softmax
+from jaxce._split import enter, over_devices
+from jaxce._types import (
+    ClassCounts,
+    Costs,
+    Distributions,
+    Labels,
+    Logits,
+    PerRow,
+    Reduction,
+    RowMask,
+    RowOptions,
+    RowWeights,
+    Scalar,
+    ToArray,
+    ToParts,
+)
+
+Scheme = Literal["balanced", "inverse_sqrt", "effective_number", "median_frequency"]
+
+
+@one_program
+def class_counts(targets: Labels, num_classes: int, *, where: RowMask | None = None) -> Float[Array, " classes"]:
+    """How many labels there are of every class.
+
+    Counts of batches add up: with `+`, in the carry of a `scan`, over devices with `jax.lax.psum`. Distributions need
+    no counting, the mass of their classes is `targets.sum(axis=0)`.
+
+    Args:
+        targets: labels in [0, C), any shape and any integer dtype.
+        num_classes: C, a Python int.
+        where: boolean, the shape of `targets`. Labels where it is false are not counted and may be anything.
+
+    Returns:
+        (C,), float32, so that counts of any number of batches add up without overflow: exactly up to 2²⁴ of one class,
+        and to seven digits beyond. A label outside [0, C) makes all of them NaN.
+
+    Raises:
+        TypeError: `targets` are no integers, `where` is not boolean, or `num_classes` is traced.
+        ValueError: `num_classes` is not positive, a shape is wrong, or a NumPy label is outside [0, C).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxce
+        >>> labels = jnp.array([0, 2, 2, 255])
+        >>> print(jaxce.imbalance.class_counts(labels, 3, where=labels != 255))
+        [1. 0. 2.]
+    """
+    inputs = check_labels(targets, num_classes, where)
+    return _class_counts(inputs)
+
+
+@jax.jit
+def _class_counts(inputs: LabelInputs):
+    report_labels(inputs)
+    split, num_classes = inputs.split, inputs.num_classes
+
+    def count_slice(labels, where):
+        labels = widen(jnp.asarray(labels))
+        in_range = (labels >= 0) & (labels < num_classes)
+        counted, wrong = (in_range, ~in_range) if where is None else (in_range & where, ~in_range & where)
+        chosen = jnp.where(counted, labels, num_classes)
+        counts = jnp.zeros(num_classes, jnp.int32).at[chosen].add(1, mode="drop").astype(jnp.float32)
+        return over_axes(jnp.where(jnp.any(wrong), jnp.nan, counts), enter(split).row_axes)
+
+    if not split.is_whole:
+        return count_slice(inputs.targets, inputs.where)
+    spec = split.rows_spec()
+    return over_devices(count_slice, split, (inputs.targets, inputs.where), (spec, spec), PartitionSpec())
+
+
+@one_program
+def class_weights(
+    counts: ClassCounts, *, scheme: Scheme = "balanced", beta: Scalar = 0.999
+) -> Float[Array, " classes"]:
+    r"""Class weights from how often the classes occur: the rarer, the heavier.
+
+    For the `class_weights` of the losses. All schemes trade precision of the rare classes for their recall, from
+    "balanced", under which all classes have an equal part in the loss, to milder ones. Where only the ranking between
+    classes is biased, `logit_adjustment` is the better founded way; where one kind of mistake hurts, `expected_cost`.
+
+    With n_c the counts, N their sum and C the number of classes that were counted at all,
+
+    .. math::
+        \begin{aligned}
+        \text{balanced} &: & w_c &= N / (C n_c) \\
+        \text{inverse\_sqrt} &: & w_c &= N / (\sqrt{n_c} \, Σ_k \sqrt{n_k}) \\
+        \text{effective\_number} &: & w_c &= C e_c / Σ_k e_k, \quad e_c = (1−β) / (1−β^{n_c}) \\
+        \text{median\_frequency} &: & w_c &= \mathrm{median}_k(n_k) / n_c
+        \end{aligned}
+
+    The first two leave the mean weight of a row at 1. A class that was never counted is taken to be as rare as the
+    rarest that was, and its weight is finite; it has no part in N, C, the sums and the median. Counts of nothing at all
+    are weights of 1.
+
+    Args:
+        counts: (C,), real and ≥ 0: of `class_counts`, of `numpy.bincount`, or frequencies.
+        scheme: "balanced", "inverse_sqrt", "effective_number" or "median_frequency".
+        beta: β in [0, 1), scalar, for "effective_number": 0 is no weights, and near 1 the weights are those of
+            "balanced", up to a factor. Its counts have to be counts, not frequencies.
+
+    Returns:
+        (C,), float32 (float64 for float64 counts). Differentiable in `counts` and `beta`. A count that is negative or
+        NaN, on a device, makes weights NaN.
+
+    Raises:
+        TypeError: a dtype is wrong.
+        ValueError: `counts` have no shape (C,), `scheme` or `beta` is wrong, or a NumPy count is negative or NaN.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxce
+        >>> counts = jnp.array([260, 10, 56, 500])
+        >>> print(*(f"{weight:.2f}" for weight in jaxce.imbalance.class_weights(counts)))
+        0.79 20.65 3.69 0.41
+        >>> print(*(f"{weight:.2f}" for weight in jaxce.imbalance.class_weights(counts, scheme="inverse_sqrt")))
+        1.04 5.32 2.25 0.75
+
+    References:
+        - scikit-learn's `compute_class_weight` has the same "balanced".
+        - Cui et al., Class-Balanced Loss Based on Effective Number of Samples, 2019.
+        - Eigen and Fergus, Predicting Depth, Surface Normals and Semantic Labels with a Common Multi-Scale
+          Convolutional Architecture, 2015 (median frequency; they count the pixels of images in which a class occurs).
+    """
+    counts = check_counts(counts)
+    check_name("scheme", scheme, Scheme)
+    return _class_weights(counts, check_log_beta(beta), scheme=scheme)
+
+
+@partial(jax.jit, static_argnames="scheme", inline=True)
+def _class_weights(counts, log_beta, *, scheme):
+    n, counted = _fill(counts)
+    if scheme == "balanced":
+        return _mean(n, counted) / n
+    if scheme == "inverse_sqrt":
+        return _mean(n, counted) / _mean(jnp.sqrt(n), counted) / jnp.sqrt(n)
+    if scheme == "effective_number":
+        inverse = 1 / -jnp.expm1(n * log_beta.astype(n.dtype))
+        return inverse / _mean(inverse, counted)
+    return _median(n, counted) / n
+
+
+@one_program
+def logit_adjustment(counts: ClassCounts, *, tau: Scalar = 1.0) -> Float[Array, " classes"]:
+    r"""What to add to the logits in training, so that rare classes are not at a disadvantage when it is left out.
+
+    A network trained on unequal classes learns their frequencies with the rest. Here the frequencies are added to its
+    logits, in training alone, so that it learns the rest:
+
+    .. math::
+        l(z, y) = \mathrm{cross\_entropy}(z + a, y), \qquad a_c = τ \log π_c, \qquad π_c = n_c / Σ_k n_k
+
+    With τ = 1 the network's own argmax has the least mean of the classes' error rates, instead of the least error rate
+    of all rows. For a network that is trained already, subtract `a` from its logits. The bias of a linear head takes
+    it too.
+
+    Args:
+        counts: (C,), real and ≥ 0: of `class_counts`, of `numpy.bincount`, or frequencies.
+        tau: τ, scalar. 0 is no adjustment.
+
+    Returns:
+        (C,), float32 (float64 for float64 counts): a. For a class axis that is not the last, give it the axes
+        that follow, as `a[:, None, None]`. Differentiable in both arguments. A class that was never counted is taken to
+        be as rare as the rarest that was, and is finite. A count that is negative or NaN, on a device, makes it NaN.
+
+    Raises:
+        TypeError: a dtype is wrong.
+        ValueError: `counts` have no shape (C,), `tau` is no scalar, or a NumPy count is negative or NaN.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxce
+        >>> adjustment = jaxce.imbalance.logit_adjustment(jnp.array([90, 10]))
+        >>> print(f"{jaxce.cross_entropy(jnp.zeros(2) + adjustment, jnp.array(1)):.4f}")
+        2.3026
+
+    References:
+        Menon et al., Long-Tail Learning via Logit Adjustment, 2021.
+    """
+    counts = check_counts(counts)
+    tau = check_scalar("tau", tau)
+    return _logit_adjustment(counts, tau)
+
+
+@partial(jax.jit, inline=True)
+def _logit_adjustment(counts, tau):
+    n, counted = _fill(counts)
+    return tau.astype(n.dtype) * jnp.log(n / jnp.sum(jnp.where(counted, n, 0)))
+
+
+def _fill(counts: Any) -> tuple[Float[Array, " classes"], Bool[Array, " classes"]]:
+    """Counts without a 0, and which of them were none: all, if none was counted."""
+    dtype = accumulator(counts)
+    counts = jnp.asarray(counts).astype(dtype)
+    counts = jnp.where(counts < 0, jnp.nan, counts)
+    counted = counts != 0
+    is_any = jnp.any(counted)
+    rarest = jnp.where(is_any, jnp.min(jnp.where(counted, counts, jnp.inf)), 1)
+    return jnp.where(counted, counts, rarest), counted | ~is_any
+
+
+def _mean(values: Float[Array, " classes"], counted: Bool[Array, " classes"]) -> Float[Array, ""]:
+    return jnp.sum(jnp.where(counted, values, 0)) / jnp.sum(counted, dtype=values.dtype)
+
+
+def _median(values: Float[Array, " classes"], counted: Bool[Array, " classes"]) -> Float[Array, ""]:
+    ascending = jnp.sort(jnp.where(counted, values, jnp.inf))
+    number = jnp.sum(counted, dtype=jnp.int32)
+    return (ascending[(number - 1) // 2] + ascending[number // 2]) / 2
+
+
+@overload
+def expected_cost(
+    logits: Logits,
+    targets: Labels | Distributions,
+    costs: Costs,
+    *,
+    axis: int = ...,
+    reduction: ToParts,
+    **options: Unpack[RowOptions],
+) -> MeanParts: ...
+@overload
+def expected_cost(
+    logits: Logits,
+    targets: Labels | Distributions,
+    costs: Costs,
+    *,
+    axis: int = ...,
+    reduction: ToArray = ...,
+    **options: Unpack[RowOptions],
+) -> Array: ...
+@one_program
+def expected_cost(
+    logits: Logits,
+    targets: Labels | Distributions,
+    costs: Costs,
+    *,
+    axis: int = -1,
+    weights: RowWeights | None = None,
+    where: RowMask | None = None,
+    reduction: Reduction = "mean",
+) -> Array | MeanParts:
+    r"""What the predictions are expected to cost, where every mistake has its price.
+
+    For mistakes that differ: a class weight makes every mistake about a class dearer, a price the one that hurts. A
+    confident mistake has hardly any gradient, as p is flat there; so add it to `cross_entropy`, with a factor to
+    choose, rather than train on it alone.
+
+    With p = softmax(z) and costs K, of true classes by predicted ones,
+
+    .. math::
+        l = Σ_c K_{y c} \, p_c \qquad \text{and with a distribution } q, \qquad l = Σ_k q_k Σ_c K_{k c} \, p_c
+
+    Costs of 1 off the diagonal and 0 on it are the probability of a mistake.
+
+    Args:
+        logits: (..., C), or the classes along `axis`. Any floating dtype.
+        targets: labels in [0, C), any integer dtype, the shape of `logits` without the class axis; or distributions, a
+            floating dtype, the shape of `logits`.
+        costs: (C, C), real, true classes along the first axis, predicted ones along the second. A negative cost is a
+            gain.
+        axis: the class axis of `logits` and of distributions.
+        weights: weights of the rows, the shape of the losses.
+        where: boolean, the shape of the losses; rows where it is false are not read.
+        reduction: "mean", "sum", "none" or "parts".
+
+    Returns:
+        float32 (float64 for float64 inputs): a scalar, the shape of the losses for "none", or a `MeanParts`.
+
+    Raises:
+        TypeError: a dtype is wrong.
+        ValueError: a shape, `axis`, `reduction` or a NumPy label is wrong.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxce
+        >>> costs = jnp.array([[0.0, 1.0], [5.0, 0.0]])  # to take class 1 for class 0 is five times as bad
+        >>> print(f"{jaxce.imbalance.expected_cost(jnp.zeros((2, 2)), jnp.array([0, 1]), costs):.4f}")
+        1.5000
+
+    References:
+        Elkan, The Foundations of Cost-Sensitive Learning, 2001.
+    """
+    inputs = check_classes(logits, targets, axis=axis, weights=weights, where=where)
+    costs = check_costs(costs, inputs.logits.shape[inputs.axis])
+    check_reduction(reduction)
+    return _expected_cost(inputs, costs, reduction=reduction)
+
+
+@partial(jax.jit, static_argnames="reduction", inline=True)
+def _expected_cost(inputs, costs, *, reduction):
+    return reduce_class_loss(_ExpectedCost(costs), with_dtype_of(inputs, costs), reduction=reduction)
+
+
+class _ExpectedCost(NamedTuple):
+    """The expected cost per row, before the weights of rows. The costs are whole where classes are split."""
+
+    costs: Any
+
+    def __call__(self, rows: Rows) -> PerRow:
+        dtype, size = rows.dtype, rows.logits.shape[-1]
+        costs = jnp.asarray(self.costs).astype(dtype)
+        start = rows.classes.start(size)
+        if rows.has_labels:
+            costs = costs[rows.targets]
+        else:
+            targets = silence(rows.counts, rows.targets.astype(dtype))
+            costs = lax.dynamic_slice_in_dim(costs, start, size)
+            costs = rows.classes.sum(jnp.matmul(targets, costs, precision=lax.Precision.HIGHEST))
+        probabilities = softmax(silence(rows.counts, rows.logits.astype(dtype)), rows.classes)
+        products = lax.dynamic_slice_in_dim(costs, start, size, axis=-1) * probabilities
+        return loud(rows.valid, silence(rows.counts, rows.classes.sum(jnp.sum(products, axis=-1))))
