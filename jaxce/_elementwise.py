@@ -64,14 +64,14 @@ def binary_cross_entropy(
     label_smoothing: Scalar = 0.0,
     reduction: Reduction = "mean",
 ) -> Array | MeanParts:
-    """Cross entropy of independent yes/no outputs.
+    r"""Cross entropy of independent yes/no outputs.
 
     For two classes with one output, and for labels of which several may hold at once. For one class out of many use
     `cross_entropy`.
 
     With t the target after smoothing, t (1−ε) + ε/2, the loss of an element is
 
-        l = pos_weight t log(1 + exp(−z)) + (1−t) log(1 + exp z)
+    .. math:: l = \text{pos\_weight} · t \log(1 + \exp(−z)) + (1−t) \log(1 + \exp z)
 
     Args:
         logits: any shape, any floating dtype. ±inf is a certain answer.
@@ -148,13 +148,16 @@ def binary_focal_loss(
     where: ElementMask | None = None,
     reduction: Reduction = "mean",
 ) -> Array | MeanParts:
-    """Focal loss of independent yes/no outputs.
+    r"""Focal loss of independent yes/no outputs.
 
     For detectors, where almost every output is an easy no. With one class out of many use `focal_loss`.
 
-    With p = sigmoid(z) and target t, p_t = p t + (1−p)(1−t) and l = α_t (1 − p_t)^γ times the binary cross entropy,
-    where α_t = α t + (1−α)(1−t), or 1 without α. The power is taken in log space: values and derivatives are finite for
-    every γ.
+    With p = sigmoid(z) and target t, the loss of an element is
+
+    .. math:: l = α_t (1 − p_t)^γ (t \log(1 + \exp(−z)) + (1−t) \log(1 + \exp z))
+
+    where p_t = p t + (1−p)(1−t), and α_t = α t + (1−α)(1−t), or 1 without α. The power is taken in log space: values
+    and derivatives are finite for every γ.
 
     Args:
         logits: any shape, any floating dtype.
@@ -252,12 +255,12 @@ def mse_loss(
     where: ElementMask | None = None,
     reduction: Reduction = "mean",
 ) -> Array | MeanParts:
-    """Squared error.
+    r"""Squared error.
 
     A regression loss. As a loss for classification, against one-hot targets, it is a baseline: it punishes outputs that
     are too far on the right side, which cross entropy does not.
 
-    l = (prediction − target)²
+    .. math:: l = (\text{prediction} − \text{target})^2
 
     Args:
         predictions: any shape, any floating dtype.
@@ -311,11 +314,11 @@ def l1_loss(
     where: ElementMask | None = None,
     reduction: Reduction = "mean",
 ) -> Array | MeanParts:
-    """Absolute error.
+    r"""Absolute error.
 
     A regression loss that outliers move less than `mse_loss`. Its gradient where prediction and target agree is 0.
 
-    l = |prediction − target|
+    .. math:: l = |\text{prediction} − \text{target}|
 
     Args:
         predictions: any shape, any floating dtype.

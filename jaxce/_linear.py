@@ -89,13 +89,15 @@ def linear_cross_entropy(
     batch_axis_name: RowAxisNames | None = None,
     reduction: Reduction = "mean",
 ) -> Array | MeanParts:
-    """Cross entropy of hidden · kernel, without the logits ever being held.
+    r"""Cross entropy of hidden · kernel, without the logits ever being held.
 
     For language models and other heads with many classes, where the logits and their gradient would be the largest
     arrays of the step. The loss is that of `cross_entropy(hidden @ kernel + bias, targets, …)`, with every option of
     it; where the logits are small, that is simpler and as fast.
 
-    With softcap s the logits are s · tanh((hidden · kernel + bias) / s).
+    With softcap s the logits are
+
+    .. math:: z = s · \tanh((\text{hidden} · \text{kernel} + \text{bias}) / s)
 
     There are two ways to the gradient. Recomputing goes through blocks of classes: the backward pass makes each block
     of logits a second time, four matrix multiplications in all. Beside the gradients it needs one float32 array of
@@ -152,8 +154,8 @@ def linear_cross_entropy(
         6.2445
 
     References:
-        Wijmans et al., Cut Your Losses in Large-Vocabulary Language Models, 2024.
-        Gemma Team, Gemma 2: Improving Open Language Models at a Practical Size, 2024 (soft-capping).
+        - Wijmans et al., Cut Your Losses in Large-Vocabulary Language Models, 2024.
+        - Gemma Team, Gemma 2: Improving Open Language Models at a Practical Size, 2024 (soft-capping).
     """
     head = check_head(hidden, kernel, bias, softcap, block_bytes)
     inputs = check_classes(
@@ -211,9 +213,11 @@ def linear_focal_loss(
     batch_axis_name: RowAxisNames | None = None,
     reduction: Reduction = "mean",
 ) -> Array | MeanParts:
-    """Focal loss over the classes of hidden · kernel, without the logits ever being held.
+    r"""Focal loss over the classes of hidden · kernel, without the logits ever being held.
 
-    What `focal_loss` is to `cross_entropy`, this is to `linear_cross_entropy`: w_y (1 − p_y)^γ (−log p_y).
+    What `focal_loss` is to `cross_entropy`, this is to `linear_cross_entropy`:
+
+    .. math:: l = w_y (1 − p_y)^γ (−\log p_y)
 
     Args:
         hidden: (..., D), any floating dtype.
@@ -305,9 +309,11 @@ def linear_poly_loss(
     batch_axis_name: RowAxisNames | None = None,
     reduction: Reduction = "mean",
 ) -> Array | MeanParts:
-    """Poly-1 loss over the classes of hidden · kernel, without the logits ever being held.
+    r"""Poly-1 loss over the classes of hidden · kernel, without the logits ever being held.
 
-    What `poly_loss` is to `cross_entropy`, this is to `linear_cross_entropy`: w_y (−log p_y + ε (1 − p_y)).
+    What `poly_loss` is to `cross_entropy`, this is to `linear_cross_entropy`:
+
+    .. math:: l = w_y (−\log p_y + ε (1 − p_y))
 
     Args:
         hidden: (..., D), any floating dtype.
@@ -402,9 +408,13 @@ def linear_distillation_loss(
     batch_axis_name: RowAxisNames | None = None,
     reduction: Reduction = "mean",
 ) -> Array | MeanParts:
-    """Distance of a linear head's softened predictions from a teacher's, without the logits of either being held.
+    r"""Distance of a linear head's softened predictions from a teacher's, without the logits of either being held.
 
-    The loss is that of `distillation_loss` on the logits of both heads, T² KL(softmax(teacher / T) ‖ softmax(z / T)).
+    The loss is that of `distillation_loss` on the logits of both heads. With q = softmax(teacher / T) and
+    p = softmax(z / T),
+
+    .. math:: l = T^2 Σ_c q_c (\log q_c − \log p_c)
+
     The teacher receives a gradient too: wrap what belongs to it in `jax.lax.stop_gradient` unless both are trained,
     and its gradient is not computed.
 

@@ -70,7 +70,7 @@ def cross_entropy(
     batch_axis_name: RowAxisNames | None = None,
     reduction: Reduction = "mean",
 ) -> Array | MeanParts:
-    """Cross entropy between logits and class indices or distributions.
+    r"""Cross entropy between logits and class indices or distributions.
 
     The loss of classification, segmentation and language models. For independent yes/no outputs use
     `binary_cross_entropy`, for log-probabilities `nll_loss`.
@@ -78,11 +78,14 @@ def cross_entropy(
     With p = softmax(z), label y, class weights w (1 without), smoothing ε over C classes and z-loss λ, the loss of a
     row is
 
-        l = (1−ε) w_y (−log p_y) + (ε/C) Σ_c w_c (−log p_c) + λ w_y log² Σ_c exp z_c
+    .. math:: l = (1−ε) w_y (−\log p_y) + (ε/C) Σ_c w_c (−\log p_c) + λ w_y \log^2 Σ_c \exp z_c
 
-    and with a distribution q, l = Σ_c w_c ((1−ε) q_c + ε/C) (−log p_c) + λ log² Σ_c exp z_c. The mean over rows of
-    weight v is Σ v l / Σ v w_y for labels and Σ v l / Σ v for distributions, whose class weights are inside l, as in
-    PyTorch.
+    and with a distribution q
+
+    .. math:: l = Σ_c w_c ((1−ε) q_c + ε/C) (−\log p_c) + λ \log^2 Σ_c \exp z_c
+
+    The mean over rows of weight v is Σ v l / Σ v w_y for labels and Σ v l / Σ v for distributions, whose class weights
+    are inside l, as in PyTorch.
 
     Args:
         logits: (..., C), or the classes along `axis`. Any floating dtype; the arithmetic is at least float32.
@@ -128,8 +131,8 @@ def cross_entropy(
         5.0076
 
     References:
-        Szegedy et al., Rethinking the Inception Architecture for Computer Vision, 2015 (label smoothing).
-        Chowdhery et al., PaLM: Scaling Language Modeling with Pathways, 2022 (z-loss).
+        - Szegedy et al., Rethinking the Inception Architecture for Computer Vision, 2015 (label smoothing).
+        - Chowdhery et al., PaLM: Scaling Language Modeling with Pathways, 2022 (z-loss).
     """
     inputs = check_classes(
         logits,
@@ -219,12 +222,16 @@ def focal_loss(
     batch_axis_name: RowAxisNames | None = None,
     reduction: Reduction = "mean",
 ) -> Array | MeanParts:
-    """Focal loss over classes: cross entropy that turns away from rows that are right already.
+    r"""Focal loss over classes: cross entropy that turns away from rows that are right already.
 
     For many easy rows and few hard ones. For independent yes/no outputs, as in the paper's detector, use
     `binary_focal_loss`.
 
-    With p_y the softmax probability of the label, l = w_y (1 − p_y)^γ (−log p_y). γ = 0 is cross entropy.
+    With p_y the softmax probability of the label,
+
+    .. math:: l = w_y (1 − p_y)^γ (−\log p_y)
+
+    γ = 0 is cross entropy.
 
     Args:
         logits: (..., C), or the classes along `axis`. Any floating dtype.
@@ -334,11 +341,13 @@ def poly_loss(
     batch_axis_name: RowAxisNames | None = None,
     reduction: Reduction = "mean",
 ) -> Array | MeanParts:
-    """Poly-1 loss: cross entropy with its leading term in 1 − p changed by ε.
+    r"""Poly-1 loss: cross entropy with its leading term in 1 − p changed by ε.
 
     Where focal loss takes weight off confident rows, a positive ε adds to it. Tune ε; 0 is cross entropy.
 
-    With p_y the softmax probability of the label, l = w_y (−log p_y + ε (1 − p_y)).
+    With p_y the softmax probability of the label,
+
+    .. math:: l = w_y (−\log p_y + ε (1 − p_y))
 
     Args:
         logits: (..., C), or the classes along `axis`. Any floating dtype.

@@ -75,16 +75,15 @@ def reduce_losses(
     batch_axis_name: RowAxisNames | None = None,
     reduction: Reduction = "mean",
 ) -> Array | MeanParts:
-    """Reduces losses of any shape as every loss of this library does.
+    r"""Reduces losses of any shape as every loss of this library does.
 
     For a loss of your own that should treat weights, masks and empty batches like the others. The losses here call it
-    for
-    you: use their `reduction`.
+    for you: use their `reduction`.
 
-    With w the weights, 0 where `where` is false:
+    With w the weights, 0 where `where` is false, "none" is w l, "sum" is Σ w l, "parts" is `MeanParts(Σ w l, Σ w)`, and
+    "mean" is
 
-        none   w l                      sum    Σ w l
-        mean   Σ w l / Σ w              parts  MeanParts(Σ w l, Σ w)
+    .. math:: Σ w l / Σ w
 
     Args:
         losses: any shape, floating. bfloat16 and float16 are summed in float32.

@@ -46,12 +46,14 @@ def nll_loss(
     ignore_index: int | None = None,
     reduction: Reduction = "mean",
 ) -> Array | MeanParts:
-    """Negative log-likelihood of labels under given log-probabilities.
+    r"""Negative log-likelihood of labels under given log-probabilities.
 
     For models that end in a log-softmax, or whose probabilities come from elsewhere. From logits call `cross_entropy`:
     it is more accurate and needs less memory.
 
-    l = −w_y log_probs_y; the mean is Σ v l / Σ v w_y for rows of weight v.
+    .. math:: l = −w_y · \text{log\_probs}_y
+
+    The mean is Σ v l / Σ v w_y for rows of weight v.
 
     Args:
         log_probs: (..., C), or the classes along `axis`. Any floating dtype.
@@ -148,12 +150,14 @@ def multi_margin_loss(
     where: RowMask | None = None,
     reduction: Reduction = "mean",
 ) -> Array | MeanParts:
-    """Multi-class hinge loss: every other score should stay a margin below the label's.
+    r"""Multi-class hinge loss: every other score should stay a margin below the label's.
 
     For support vector machines and rankings; it asks for a distance and not for probabilities, so a row with enough of
     it has no gradient at all. For probabilities use `cross_entropy`.
 
-    l = w_y Σ_{i≠y} max(0, margin − z_y + z_i)^p / C. Class weights do not enter the mean's divisor, as in PyTorch.
+    .. math:: l = (w_y / C) Σ_{i≠y} \max(0, \text{margin} − z_y + z_i)^p
+
+    Class weights do not enter the mean's divisor, as in PyTorch.
 
     Args:
         logits: scores, (..., C), or the classes along `axis`. Any floating dtype.

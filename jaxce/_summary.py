@@ -56,18 +56,21 @@ def summarize(
     class_axis_name: AxisName | None = None,
     batch_axis_name: RowAxisNames | None = None,
 ) -> Summary:
-    """Summarizes every row of logits in the numbers that losses are made of.
+    r"""Summarizes every row of logits in the numbers that losses are made of.
 
     For a loss of your own: write it as arithmetic on the summary, and it has the accuracy, the memory and all the
     derivatives of the losses here. For the usual ones call `cross_entropy` and its relatives.
 
-        log_z  = log Σ_c exp z_c
-        nll    = Σ_c t_c (log_z − z_c)        t: the one-hot of the label, or the distribution
-        spread = Σ_c u_c (log_z − z_c)        u: the class vector
+    .. math:: \text{log\_z} = \log Σ_c \exp z_c
 
-    All three are measured from the largest logit of the row, so that a common offset costs no digits, and so that the
-    nll of a row whose target leads by up to 70 nats is right to float32's relative precision. Differentiable to any
-    order in `logits`, in distributions and in `class_vector`, in forward and reverse mode.
+    .. math:: \text{nll} = Σ_c t_c (\text{log\_z} − z_c)
+
+    .. math:: \text{spread} = Σ_c u_c (\text{log\_z} − z_c)
+
+    t is the one-hot of the label, or the distribution, and u the class vector. All three are measured from the largest
+    logit of the row, so that a common offset costs no digits, and so that the nll of a row whose target leads by up to
+    70 nats is right to float32's relative precision. Differentiable to any order in `logits`, in distributions and in
+    `class_vector`, in forward and reverse mode.
 
     Args:
         logits: (..., C) or, with `axis`, the classes anywhere. Any floating dtype; the arithmetic is at least float32.

@@ -85,10 +85,12 @@ def cross_entropy(
     reduction: _Reduction = "mean",
     label_smoothing: Scalar = 0.0,
 ) -> Array:
-    """`torch.nn.functional.cross_entropy`. See `jaxce.cross_entropy` for JAX's conventions and more options.
+    r"""`torch.nn.functional.cross_entropy`. See `jaxce.cross_entropy` for JAX's conventions and more options.
 
-    l = −Σ_c w_c ((1−ε) t_c + ε/C) log p_c, where for a label y the first part is (1−ε) w_y (−log p_y). The mean divides
-    by Σ w_y over labels that count, and by the number of rows for probabilities.
+    .. math:: l = Σ_c w_c ((1−ε) t_c + ε/C) (−\log p_c)
+
+    where for a label y the first part is (1−ε) w_y (−log p_y). The mean divides by Σ w_y over labels that count, and by
+    the number of rows for probabilities.
 
     Args:
         input: logits, (C,), (N, C) or (N, C, d1, …), floating.
@@ -207,9 +209,11 @@ def nll_loss(
     reduce: bool | None = None,
     reduction: _Reduction = "mean",
 ) -> Array:
-    """`torch.nn.functional.nll_loss`. See `jaxce.nll_loss`.
+    r"""`torch.nn.functional.nll_loss`. See `jaxce.nll_loss`.
 
-    l = −w_y input_y; the mean divides by Σ w_y over labels that count.
+    .. math:: l = −w_y · \text{input}_y
+
+    The mean divides by Σ w_y over labels that count.
 
     Args:
         input: log-probabilities, (C,), (N, C) or (N, C, d1, …), floating.
@@ -260,9 +264,11 @@ def multi_margin_loss(
     reduce: bool | None = None,
     reduction: _Reduction = "mean",
 ) -> Array:
-    """`torch.nn.functional.multi_margin_loss`. See `jaxce.multi_margin_loss`.
+    r"""`torch.nn.functional.multi_margin_loss`. See `jaxce.multi_margin_loss`.
 
-    l = w_y Σ_{i≠y} max(0, margin − input_y + input_i)^p / C; the mean divides by the number of rows.
+    .. math:: l = (w_y / C) Σ_{i≠y} \max(0, \text{margin} − \text{input}_y + \text{input}_i)^p
+
+    The mean divides by the number of rows.
 
     Args:
         input: scores, (C,) or (N, C), floating. A scalar is one score.
@@ -315,10 +321,11 @@ def binary_cross_entropy_with_logits(
     reduction: _Reduction = "mean",
     pos_weight: ArrayLike | None = None,
 ) -> Array:
-    """`torch.nn.functional.binary_cross_entropy_with_logits`. See `jaxce.binary_cross_entropy`.
+    r"""`torch.nn.functional.binary_cross_entropy_with_logits`. See `jaxce.binary_cross_entropy`.
 
-    l = weight (pos_weight t log(1 + exp(−z)) + (1−t) log(1 + exp z)); the mean divides by the number of elements,
-    whatever the weights.
+    .. math:: l = \text{weight} · (\text{pos\_weight} · t \log(1 + \exp(−z)) + (1−t) \log(1 + \exp z))
+
+    The mean divides by the number of elements, whatever the weights.
 
     Args:
         input: logits, any shape, floating.
@@ -369,9 +376,11 @@ def mse_loss(
     reduction: _Reduction = "mean",
     weight: Elements | None = None,
 ) -> Array:
-    """`torch.nn.functional.mse_loss`. See `jaxce.mse_loss`.
+    r"""`torch.nn.functional.mse_loss`. See `jaxce.mse_loss`.
 
-    l = weight (input − target)²; the mean divides by Σ weight.
+    .. math:: l = \text{weight} · (\text{input} − \text{target})^2
+
+    The mean divides by Σ weight.
 
     Args:
         input: any shape, floating.
@@ -410,9 +419,11 @@ def l1_loss(
     reduction: _Reduction = "mean",
     weight: Elements | None = None,
 ) -> Array:
-    """`torch.nn.functional.l1_loss`. See `jaxce.l1_loss`.
+    r"""`torch.nn.functional.l1_loss`. See `jaxce.l1_loss`.
 
-    l = weight |input − target|; the mean divides by Σ weight.
+    .. math:: l = \text{weight} · |\text{input} − \text{target}|
+
+    The mean divides by Σ weight.
 
     Args:
         input: any shape, floating.
@@ -451,10 +462,12 @@ def kl_div(
     reduction: Literal["none", "mean", "sum", "batchmean"] = "mean",
     log_target: bool = False,
 ) -> Array:
-    """`torch.nn.functional.kl_div`. For distillation from logits see `jaxce.distillation_loss`, which is more accurate.
+    r"""`torch.nn.functional.kl_div`. From logits see `jaxce.distillation_loss`, which is more accurate.
 
-    l = target (log target − input) per element, 0 where the target is 0. "mean" divides by the number of elements,
-    which is not the divergence of a row; "batchmean" divides by the length of the first axis.
+    .. math:: l = \text{target} · (\log \text{target} − \text{input})
+
+    per element, 0 where the target is 0. "mean" divides by the number of elements, which is not the divergence of a
+    row; "batchmean" divides by the length of the first axis.
 
     Args:
         input: log-probabilities, any shape, floating.
@@ -508,9 +521,9 @@ def _kl_div(inputs, *, log_target, by_batch, reduction):
 def softmax(
     input: ArrayLike, dim: int | None = None, _stacklevel: int = 3, dtype: DTypeLike | None = None
 ) -> Float[Array, "..."]:
-    """`torch.nn.functional.softmax`.
+    r"""`torch.nn.functional.softmax`.
 
-    softmax(z)_c = exp z_c / Σ_k exp z_k
+    .. math:: \text{softmax}(z)_c = \exp z_c / Σ_k \exp z_k
 
     Args:
         input: any shape, floating.
@@ -540,9 +553,9 @@ def softmax(
 def log_softmax(
     input: ArrayLike, dim: int | None = None, _stacklevel: int = 3, dtype: DTypeLike | None = None
 ) -> Float[Array, "..."]:
-    """`torch.nn.functional.log_softmax`.
+    r"""`torch.nn.functional.log_softmax`.
 
-    log_softmax(z)_c = z_c − log Σ_k exp z_k
+    .. math:: \text{log\_softmax}(z)_c = z_c − \log Σ_k \exp z_k
 
     Args:
         input: any shape, floating.
