@@ -305,6 +305,62 @@ MUTANTS = [
         "t = t * (1 - epsilon) + epsilon",
         "tests/test_derivatives.py -k binary",
     ),
+    Mutant(
+        "a wrong label counts for no class",
+        "imbalance",
+        "jnp.where(jnp.any(wrong), jnp.nan, counts)",
+        "counts",
+        "tests/test_imbalance.py -k loud",
+    ),
+    Mutant(
+        "masked labels count",
+        "imbalance",
+        "in_range & where, ~in_range & where",
+        "in_range, ~in_range & where",
+        "tests/test_imbalance.py -k masked",
+    ),
+    Mutant(
+        "labels are counted in float32",
+        "imbalance",
+        '.at[chosen].add(1, mode="drop").astype(jnp.float32)',
+        '.astype(jnp.float32).at[chosen].add(1, mode="drop")',
+        "tests/test_imbalance.py -k one_by_one",
+    ),
+    Mutant(
+        "a device counts its own labels alone",
+        "imbalance",
+        "return over_axes(jnp.where(jnp.any(wrong), jnp.nan, counts), enter(split).row_axes)",
+        "return jnp.where(jnp.any(wrong), jnp.nan, counts)",
+        "tests/test_imbalance.py -k explicit",
+    ),
+    Mutant(
+        "a class that was never counted is one of C",
+        "imbalance",
+        "return jnp.where(counted, counts, rarest), counted | ~is_any",
+        "return jnp.where(counted, counts, rarest), counted | True",
+        "tests/test_imbalance.py -k never_counted",
+    ),
+    Mutant(
+        "effective numbers that sum to 1",
+        "imbalance",
+        "return inverse / _mean(inverse, counted)",
+        "return inverse / jnp.sum(inverse)",
+        "tests/test_imbalance.py -k formula",
+    ),
+    Mutant(
+        "costs of the predicted class",
+        "imbalance",
+        "costs = costs[rows.targets]",
+        "costs = costs.T[rows.targets]",
+        "tests/test_imbalance.py -k prices",
+    ),
+    Mutant(
+        "the columns of the first device",
+        "imbalance",
+        "lax.dynamic_slice_in_dim(costs, start, size, axis=-1)",
+        "lax.dynamic_slice_in_dim(costs, 0, size, axis=-1)",
+        "tests/test_mesh.py -k cost",
+    ),
 ]
 
 

@@ -267,6 +267,20 @@ def distillation(z, teacher_logits, temperature=1.0):
     return Losses(loss * T**2, {"logits": d_logits, "teacher_logits": d_teacher}, {"temperature": by_temperature})
 
 
+def expected_cost(z, costs, labels=None, distributions=None):
+    """Σ_c K_yc p_c, or the same of a distribution over y."""
+    s = summarize(z)
+    target = distributions if labels is None else _one_hot(labels, z.shape[-1], None)[0]
+    of_row = target @ costs
+    loss = (s.p * of_row).sum(-1)
+    d_logits = s.p * (near(of_row, RELATIVE) - loss[:, None])
+    d_costs = Near(s.p.value[:, None, :], s.p.error[:, None, :]) * target[:, :, None]
+    if labels is None:
+        return Losses(loss, {"logits": d_logits, "distributions": s.p @ costs.T}, {"costs": d_costs})
+    loud = {"costs": np.full(costs.shape, np.isnan(target).any())}
+    return Losses(loss, {"logits": d_logits}, {"costs": where(target[:, :, None] != 0, d_costs)}, loud=loud)
+
+
 def nll(z, labels, class_weights=None):
     one_hot, w = _one_hot(labels, z.shape[-1], class_weights)
     loss = near(-_at_label(z, one_hot), RELATIVE)

@@ -91,6 +91,10 @@ ON_MESH = {
 WHOLE = {
     "nll": Loss(jaxce.nll_loss, reference.nll, ("logits", "labels"), OPTIONS),
     "margin": Loss(jaxce.multi_margin_loss, reference.multi_margin, ("logits", "labels", "margin"), OPTIONS, ("huge",)),
+    "cost": Loss(jaxce.imbalance.expected_cost, reference.expected_cost, ("logits", "labels", "costs"), ELEMENTS),
+    "cost, distributions": Loss(
+        jaxce.imbalance.expected_cost, reference.expected_cost, ("logits", "distributions", "costs"), ELEMENTS
+    ),
 }
 BY_ELEMENT = {
     "binary": Loss(
@@ -160,7 +164,7 @@ def _draw_config(number):
     static: dict[str, Any] = {"reduction": draw.choice(["none", "sum", "mean", "mean"])}
     if name in ON_MESH and num_classes > 3 and draw.random() < 0.3:
         static["num_classes"] = num_classes - 3
-    if "labels" in names and name != "margin" and draw.random() < 0.5:
+    if "labels" in names and name not in ("margin", "cost") and draw.random() < 0.5:
         static["ignore_index"] = draw.choice([-100, -1, 0, num_classes - 1, num_classes, 255])
     if name == "margin":
         static["p"] = draw.choice([1, 2])
@@ -260,6 +264,7 @@ def _draw_arrays(config, rows, seed):
     some = draw.choice([0.0, 1.0, 0.9, 1e-3], count)
     arrays["targets"] = np.select([places == "largest", places == "smallest"], [1.0, 0.0], some)
     zero = [] if config.static["reduction"] == "mean" else [0.0]  # a divisor of 0 is that of nothing
+    arrays["costs"] = draw.choice([0.0, -0.5, 1.0, 30.0], (size, size))
     arrays["class_weights"] = draw.choice([*zero, 0.3, 1.0, 2.0], size)
     weights = np.where(states == "weight 0", 0.0, draw.uniform(0.3, 2, count))
     arrays |= {"weights": np.where(states == "masked", np.nan, weights), "where": states != "masked"}

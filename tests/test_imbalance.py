@@ -40,7 +40,7 @@ def test_counts_of_any_integer_dtype_and_rank(dtype):
 
 def test_counts_leave_out_what_is_masked():
     labels = np.where(WHERE, LABELS, 255)
-    for array in (labels, jnp.asarray(labels), jnp.asarray(np.where(WHERE, LABELS, -1))):
+    for array in (LABELS, labels, jnp.asarray(labels), jnp.asarray(np.where(WHERE, LABELS, -1))):
         np.testing.assert_array_equal(imbalance.class_counts(array, 5, where=WHERE), _bincount(LABELS, WHERE))
 
 
