@@ -1,4 +1,4 @@
-"""The examples run as they are shown; that of two processes is in `test_processes.py`."""
+"""The examples run as they are shown; the recipes are in `test_recipes.py`, two processes in `test_processes.py`."""
 
 import subprocess
 import sys
@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+
+
+def run(script, *options, cwd):
+    """What an example prints, with warnings as errors."""
+    for package in ("flax", "matplotlib", "optax", "sklearn", "tokenizers", "tqdm"):
+        pytest.importorskip(package)
+    command = [sys.executable, "-W", "error", str(EXAMPLES / script), *options]
+    return subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True).stdout
 
 
 @pytest.mark.parametrize(
@@ -14,14 +23,39 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
     [
         ("digits.py", ["--smoke"], "held-out accuracy: 0."),
         ("language_model.py", ["--smoke"], "temporaries"),
-        ("linen_step.py", [], "accuracy"),
+        ("loss_surfaces.py", [], "loss 8, gradient (4, -4)"),
+        ("segmentation.py", ["--smoke"], "same gradient: True"),
     ],
 )
 def test_example(script, options, says, tmp_path):
-    for package in ("flax", "matplotlib", "optax", "sklearn", "tokenizers", "tqdm"):
-        pytest.importorskip(package)
-    command = [sys.executable, "-W", "error", str(EXAMPLES / script), *options]
-    result = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
-    assert says in result.stdout
-    if "--smoke" in options:
-        assert (tmp_path / script).with_suffix(".png").stat().st_size > 10_000
+    assert says in run(script, *options, cwd=tmp_path)
+    sizes = [picture.stat().st_size for picture in tmp_path.glob("*.png")]
+    assert sizes
+    assert min(sizes) > 10_000
+
+
+def test_rare_classes(tmp_path):
+    printed = run("rare_classes.py", "--smoke", "--output", "results", cwd=tmp_path)
+    page = (tmp_path / "results" / "rare_classes.md").read_text()
+    assert page == printed
+    assert "nan" not in page
+    settings = ["unweighted", "balanced", "median frequency", "effective number", "inverse sqrt", "focal loss"]
+    settings += [f"by hand, debris {weight}" for weight in (0.1, 0.2, 0.4, 0.8, 1, 2, 4, 10)]
+    settings += ["expected cost 1", "expected cost 4", "by hand, expected cost 4"]
+    for name in ("logit adjustment", "adjusted afterwards"):
+        settings += [name, *(f"{name}, debris +{shift}" for shift in (1, 2, 3, 4))]
+    assert [first_cells(page).count(name) for name in settings] == [2] * len(settings)
+    for picture in ("tradeoff", "confusion"):
+        assert (tmp_path / "results" / f"rare_classes_{picture}.png").stat().st_size > 10_000
+
+
+def first_cells(page):
+    return [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("|")]
+
+
+def test_documented_rows_are_results():
+    results = (ROOT / "docs" / "pictures" / "rare_classes.md").read_text().splitlines()
+    study = (ROOT / "docs" / "imbalance.md").read_text().partition("## A study")[2]
+    rows = [line for line in study.splitlines() if line.startswith("| ")]
+    assert len(rows) > 10
+    assert set(rows) <= set(results)
