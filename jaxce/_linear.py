@@ -110,7 +110,7 @@ def linear_cross_entropy(
         hidden: (..., D), any floating dtype. The products with `kernel` are in the dtype of both, accumulated in at
             least float32; their precision is that of `jax.default_matmul_precision`.
         kernel: (D, V), any floating dtype, as in `flax`'s Dense. Of tied embeddings (V, D) pass `embedding.T`: GPUs
-            and TPUs read it as it lies.
+            and TPUs read it as it lies. A TPU may copy the finished gradient, where V is large.
         targets: labels in [0, V), any integer dtype, shape (...); or distributions (..., V), floating.
         bias: (V,), floating. −inf leaves a class out, unless there is a softcap.
         softcap: s > 0, scalar. Gemma 2 has 30.
