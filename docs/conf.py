@@ -1,0 +1,74 @@
+"""How the documentation is built: `sphinx-build -W -b html docs docs/_build/html`."""
+
+import importlib.metadata
+import os
+import re
+
+from docutils import nodes
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+project = "jaxce"
+author = "The jaxce authors"
+project_copyright = author
+version = release = importlib.metadata.version("jaxce")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+nitpicky = True
+# `words` of a docstring are code, and links where they name something of jaxce.
+nitpick_ignore_regex = [("py:obj", r"(?!jaxce\.).*")]
+
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+
+# Types stand in the text of the docstrings; jaxtyping's would fill the signatures, and overloads repeat them.
+autodoc_typehints = "none"
+python_maximum_signature_line_length = 60
+default_role = "py:obj"
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+napoleon_attr_annotations = False
+
+html_theme = "furo"
+html_title = f"jaxce {release}"
+html_copy_source = False
+html_domain_indices = False
+html_use_index = False
+html_show_sourcelink = False
+
+# One script draws all formulas, as SVG and without fonts. It is a package's, so that no page asks a network for it.
+_mathjax = importlib.metadata.distribution("sphinx-mathjax-offline").locate_file(
+    "sphinx-mathjax-offline/static/mathjax/tex-svg-full.js"
+)
+mathjax_path = "tex-svg-full.js"
+mathjax3_config = {"options": {"enableMenu": False}}
+html_static_path = ["_static", str(_mathjax)]
+html_css_files = ["site.css"]
+
+
+def setup(app):
+    """Connects what happens to pages on their way."""
+    app.connect("source-read", link_outer_pages)
+    app.connect("doctree-read", draw_sums)
+    app.connect("doctree-read", end_blocks)
+
+
+def link_outer_pages(app, name, source):
+    """Makes a Markdown file outside of `docs` a file to download, as every other file is, and no page of the site."""
+    source[0] = re.sub(r"(?<!!)(\[[^\]]*\]\()(\.\./[^)#]*\.md)(#[^)]*)?\)", r"\1path:\2)", source[0])
+
+
+def draw_sums(app, document):
+    """Draws the Σ of a formula as a sum, with what it runs over below it."""
+    for formula in list(document.findall(nodes.math_block)):
+        text = formula.astext().replace("Σ", r"\sum ")
+        formula.replace_self(nodes.math_block(formula.rawsource, text, **formula.attributes))
+
+
+def end_blocks(app, document):
+    """Leaves out the empty line at the end of a block of code, which is there to end its last doctest."""
+    for block in document.findall(nodes.literal_block):
+        block.rawsource = block.astext().rstrip()
+        block[:] = [nodes.Text(block.rawsource)]
