@@ -3,9 +3,11 @@
 import ast
 import doctest
 import inspect
+import re
 from pathlib import Path
 
 import pytest
+import test_migrating
 
 import jaxce
 
@@ -141,6 +143,33 @@ def test_readme_and_ci_run_the_same_test_command():
     commands = [line for line in (ROOT / "README.md").read_text().splitlines() if "-m pytest" in line]
     assert len(commands) == 1
     assert commands[0].split(" && ")[-1].removeprefix(".venv/bin/") in script
+
+
+FENCE = re.compile(r"^```(\S+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NO_CODE = {"{eval-rst}", "{toctree}"}
+
+
+PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_code_block_is_executed(page):
+    """By pytest as doctests, by `test_migrating.py` where it is left out there, and a shown file by its own test."""
+    for language, path, code in FENCE.findall((ROOT / page).read_text()):
+        if language == "python":
+            assert code.startswith(">>> "), code
+        elif language == "{literalinclude}":
+            assert (ROOT / page).parent.joinpath(path).resolve().parent == ROOT / "examples" / "recipes"
+        elif language == "bash":
+            assert page == "README.md"
+            assert code.rstrip().endswith((" -m pytest -n 2 -q", " examples/digits.py"))
+        else:
+            assert language in NO_CODE, language
+
+
+def test_pages_that_pytest_leaves_out_are_executed_elsewhere():
+    left_out = {path.name for path in (ROOT / "docs").glob("migrating_*.md")}
+    assert left_out == {f"migrating_{page}.md" for page in test_migrating.PAGES}
 
 
 def test_support_is_stated_once():
