@@ -20,7 +20,8 @@ def one_program(function: _Function) -> _Function:
 
     NumPy arrays and Python numbers are looked at on every call.
     """
-    compiled = jax.jit(function, static_argnames=tuple(_STATIC & set(inspect.signature(function).parameters)))
+    names = list(inspect.signature(function).parameters)
+    compiled = jax.jit(function, static_argnames=tuple(_STATIC & {*names}))
 
     @functools.wraps(function)
     def call(*arguments, **options):
@@ -29,19 +30,17 @@ def one_program(function: _Function) -> _Function:
             return function(*arguments, **options)
         token = _is_eager.set(True)
         try:
-            return (compiled if _are_on_device(arguments, options) else function)(*arguments, **options)
+            given = dict(zip(names, arguments, strict=False)) | options
+            return (compiled if _are_on_device(given) else function)(*arguments, **options)
         finally:
             _is_eager.reset(token)
 
     return call  # pyright: ignore[reportReturnType]
 
 
-def _are_on_device(arguments: tuple[Any, ...], options: dict[str, Any]) -> bool:
-    for array in arguments:
-        if not isinstance(array, jax.Array):
-            return False
-    for name, option in options.items():
-        if not isinstance(option, (int, str, type(None)) if name in _STATIC else jax.Array):
+def _are_on_device(given: dict[str, Any]) -> bool:
+    for name, value in given.items():
+        if not isinstance(value, (int, str, type(None)) if name in _STATIC else jax.Array):
             return False
     return True
 

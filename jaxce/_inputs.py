@@ -340,7 +340,7 @@ def with_dtype_of(inputs: ClassInputs, array: Any) -> ClassInputs:
 
 def check_costs(costs: Any, num_classes: int) -> Any:
     """Checks the price of every mistake."""
-    costs = _check_real("costs", costs)
+    costs = _check_real("costs", costs, hint=" Cast them: costs.astype(jnp.float32).")
     if costs.shape != (num_classes, num_classes):
         raise ValueError(
             f"`costs` must have shape ({num_classes}, {num_classes}), a row for each true class and a column for each "
@@ -362,18 +362,22 @@ def check_labels(targets: Any, num_classes: Any, where: Any) -> LabelInputs:
         raise ValueError(f"`num_classes` must be positive; got {num_classes}.")
     _, where = check_weights_and_mask(None, where, targets.shape, "`targets`")
     _check_label_values(targets, num_classes, where, None)
-    return LabelInputs(targets, where, num_classes, find_label_split(targets))
+    return LabelInputs(targets, where, num_classes, find_label_split(targets, where))
 
 
 def check_counts(counts: Any) -> Any:
     """Checks how often the classes occur."""
-    counts = _check_real("counts", counts)
+    counts = _check_real("counts", counts, hint="")
     if counts.ndim != 1 or not counts.shape[0]:
         raise ValueError(f"`counts` must have shape (C,), one number for each class; got {counts.shape}.")
-    if isinstance(counts, np.ndarray) and not np.all(counts >= 0):
-        position = int(np.argmin(counts >= 0))
-        raise ValueError(f"`counts` must be ≥ 0; got {counts[position]} for class {position}.")
-    return counts
+    if not isinstance(counts, np.ndarray):
+        return counts
+    is_count = np.isfinite(counts) & (counts >= 0)
+    if not is_count.all():
+        position = int(np.argmin(is_count))
+        raise ValueError(f"`counts` must be finite and ≥ 0; got {counts[position]} for class {position}.")
+    # JAX would take int64 for int32, and wrap.
+    return counts.astype(np.float32) if jnp.issubdtype(counts.dtype, jnp.integer) else counts
 
 
 def check_log_beta(beta: Any) -> Any:
@@ -382,7 +386,8 @@ def check_log_beta(beta: Any) -> Any:
     above_0 = 1e-30  # lost in any other β; of 0 the log would be −inf, and without a derivative
     if isinstance(beta, np.ndarray):
         return np.log(beta + above_0)
-    return jnp.log(beta.astype(accumulator(beta)) + above_0)
+    log_beta = jnp.log(beta.astype(accumulator(beta)) + above_0)
+    return jnp.where(log_beta < 0, log_beta, jnp.nan)
 
 
 def check_elements(name: str, values: Any, targets: Any, weights: Any, where: Any) -> ElementInputs:
@@ -455,7 +460,10 @@ def check_scalar(
     open_high: bool = False,
 ) -> Any:
     """Checks a scalar setting: its shape always, its value where it is a Python or NumPy number."""
-    value = np.asarray(value) if isinstance(value, float) else as_array(name, value)
+    try:
+        value = np.asarray(value) if isinstance(value, float) else as_array(name, value)
+    except TypeError:
+        raise TypeError(f"`{name}` must be a number; got {value!r}.") from None
     if value.shape != ():
         raise ValueError(f"`{name}` must be a scalar; got shape {value.shape}.")
     if jnp.issubdtype(value.dtype, jnp.bool_) or not jnp.issubdtype(value.dtype, jnp.number):
@@ -504,10 +512,10 @@ def check_floating(name: str, value: Any) -> Any:
     return value
 
 
-def _check_real(name: str, value: Any) -> Any:
+def _check_real(name: str, value: Any, *, hint: str = " A mask of rows goes into `where`.") -> Any:
     value = as_array(name, value)
     if not (jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)):
-        raise TypeError(f"`{name}` must hold real numbers; got {value.dtype}. A mask of rows goes into `where`.")
+        raise TypeError(f"`{name}` must hold real numbers; got {value.dtype}.{hint}")
     return value
 
 

@@ -34,6 +34,11 @@ class Classes:
         """The sum over the slices."""
         return over_axes(parts, self.axes)
 
+    def largest(self, parts: Any) -> Any:
+        """The largest of the slices, a constant to every derivative."""
+        parts = lax.stop_gradient(parts)
+        return lax.pmax(parts, self.axes) if self.axes else parts
+
 
 def varying(*trees: Any) -> frozenset[str]:
     """The mesh axes of a `shard_map` around along which any of the arrays differs from device to device."""

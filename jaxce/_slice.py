@@ -85,8 +85,5 @@ def times(mass: Any, distance: Any) -> Any:
 
 def softmax(logits: Array, classes: Classes) -> Array:
     """The softmax over all classes, at the slice at hand."""
-    maximum = lax.stop_gradient(jnp.max(logits, -1, keepdims=True))
-    if classes.axes:
-        maximum = lax.pmax(maximum, classes.axes)
-    e = jnp.exp(logits - maximum)
+    e = jnp.exp(logits - classes.largest(jnp.max(logits, -1, keepdims=True)))
     return e / classes.sum(jnp.sum(e, -1, keepdims=True))

@@ -131,10 +131,13 @@ def find_row_split(losses: Any, batch_axis_name: Any) -> Split:
     return _split_by_names(batch_axis_name, None, _mesh_of_types(losses))
 
 
-def find_label_split(labels: Any) -> Split:
-    """As `find_split`, for labels alone: by their types."""
-    rows = tuple(_explicit(labels))
-    return Split(rows, is_whole=True, mesh=_mesh_of_types(labels)) if any(rows) else UNSPLIT
+def find_label_split(labels: Any, where: Any) -> Split:
+    """As `find_split`, for labels alone, or their mask: by their types."""
+    for array in (labels, where):
+        rows = () if array is None else tuple(_explicit(array))
+        if any(rows):
+            return Split(rows, is_whole=True, mesh=_mesh_of_types(array))
+    return UNSPLIT
 
 
 def _split_by_names(batch_axis_name: Any, class_axis_name: Any, typed: AbstractMesh | None) -> Split:

@@ -66,11 +66,12 @@ def class_counts(targets: Labels, num_classes: int, *, where: RowMask | None = N
         where: boolean, the shape of `targets`. Labels where it is false are not counted and may be anything.
 
     Returns:
-        (C,), float32, so that counts of any number of batches add up without overflow: exactly up to 2²⁴ of one class,
-        and to seven digits beyond. A label outside [0, C) makes all of them NaN.
+        (C,), float32, which no number of batches overflows. A sum of counts is exact up to 2²⁴ of one class. Beyond,
+        every batch that is added makes it wrong by at most 6e-8 of itself; add millions of them in NumPy's float64. A
+        label outside [0, C) makes all of them NaN.
 
     Raises:
-        TypeError: `targets` are no integers, `where` is not boolean, or `num_classes` is traced.
+        TypeError: `targets` are no integers, `where` is not boolean, or `num_classes` is no integer or traced.
         ValueError: `num_classes` is not positive, a shape is wrong, or a NumPy label is outside [0, C).
 
     Example:
@@ -94,7 +95,7 @@ def _class_counts(inputs: LabelInputs):
         in_range = (labels >= 0) & (labels < num_classes)
         counted, wrong = (in_range, ~in_range) if where is None else (in_range & where, ~in_range & where)
         chosen = jnp.where(counted, labels, num_classes)
-        counts = jnp.zeros(num_classes, jnp.int32).at[chosen].add(1, mode="drop").astype(jnp.float32)
+        counts = jnp.zeros(num_classes + 1, jnp.int32).at[chosen].add(1)[:-1].astype(jnp.float32)
         return over_axes(jnp.where(jnp.any(wrong), jnp.nan, counts), enter(split).row_axes)
 
     if not split.is_whole:
@@ -134,12 +135,13 @@ def class_weights(
             "balanced", up to a factor. Its counts have to be counts, not frequencies.
 
     Returns:
-        (C,), float32 (float64 for float64 counts). Differentiable in `counts` and `beta`. A count that is negative or
-        NaN, on a device, makes weights NaN.
+        (C,), float32 (float64 for float64 counts). Differentiable in `counts` and `beta`. A count or a β that is wrong,
+        on a device, makes them all NaN.
 
     Raises:
         TypeError: a dtype is wrong.
-        ValueError: `counts` have no shape (C,), `scheme` or `beta` is wrong, or a NumPy count is negative or NaN.
+        ValueError: `counts` have no shape (C,), `scheme` or `beta` is wrong, or a NumPy count is negative or not
+            finite.
 
     Example:
         >>> import jax.numpy as jnp
@@ -184,9 +186,9 @@ def logit_adjustment(counts: ClassCounts, *, tau: Scalar = 1.0) -> Float[Array, 
     .. math::
         l(z, y) = \mathrm{cross\_entropy}(z + a, y), \qquad a_c = τ \log π_c, \qquad π_c = n_c / Σ_k n_k
 
-    With τ = 1 the network's own argmax has the least mean of the classes' error rates, instead of the least error rate
-    of all rows. For a network that is trained already, subtract `a` from its logits. The bias of a linear head takes
-    it too.
+    At the optimum, with τ = 1, the network's own argmax has the least mean of the classes' error rates, instead of the
+    least error rate of all rows. From the logits of a network that was trained without it, subtract `a`. The bias of a
+    linear head takes it too.
 
     Args:
         counts: (C,), real and ≥ 0: of `class_counts`, of `numpy.bincount`, or frequencies.
@@ -194,12 +196,13 @@ def logit_adjustment(counts: ClassCounts, *, tau: Scalar = 1.0) -> Float[Array, 
 
     Returns:
         (C,), float32 (float64 for float64 counts): a. For a class axis that is not the last, give it the axes
-        that follow, as `a[:, None, None]`. Differentiable in both arguments. A class that was never counted is taken to
-        be as rare as the rarest that was, and is finite. A count that is negative or NaN, on a device, makes it NaN.
+        that follow, as `a[:, None, None]`. bfloat16 logits to which it is added become float32. Differentiable in both
+        arguments. A class that was never counted is taken to
+        be as rare as the rarest that was, and is finite. A count that is wrong, on a device, makes it NaN.
 
     Raises:
         TypeError: a dtype is wrong.
-        ValueError: `counts` have no shape (C,), `tau` is no scalar, or a NumPy count is negative or NaN.
+        ValueError: `counts` have no shape (C,), `tau` is no scalar, or a NumPy count is negative or not finite.
 
     Example:
         >>> import jax.numpy as jnp
@@ -226,7 +229,7 @@ def _fill(counts: Any) -> tuple[Float[Array, " classes"], Bool[Array, " classes"
     """Counts without a 0, and which of them were none: all, if none was counted."""
     dtype = accumulator(counts)
     counts = jnp.asarray(counts).astype(dtype)
-    counts = jnp.where(counts < 0, jnp.nan, counts)
+    counts = jnp.where(jnp.all((counts >= 0) & (counts < jnp.inf)), counts, jnp.nan)
     counted = counts != 0
     is_any = jnp.any(counted)
     rarest = jnp.where(is_any, jnp.min(jnp.where(counted, counts, jnp.inf)), 1)
@@ -285,14 +288,15 @@ def expected_cost(
     .. math::
         l = Σ_c K_{y c} \, p_c \qquad \text{and with a distribution } q, \qquad l = Σ_k q_k Σ_c K_{k c} \, p_c
 
-    Costs of 1 off the diagonal and 0 on it are the probability of a mistake.
+    Costs of 1 off the diagonal and 0 on it are the probability of a mistake. To heed prices without training on them,
+    take the class of the least expected cost, `jnp.argmin(jax.nn.softmax(logits) @ costs, axis=-1)`.
 
     Args:
-        logits: (..., C), or the classes along `axis`. Any floating dtype.
+        logits: (..., C), or the classes along `axis`, all of them inside `shard_map` too. Any floating dtype.
         targets: labels in [0, C), any integer dtype, the shape of `logits` without the class axis; or distributions, a
             floating dtype, the shape of `logits`.
-        costs: (C, C), real, true classes along the first axis, predicted ones along the second. A negative cost is a
-            gain.
+        costs: (C, C), real and finite, true classes along the first axis, predicted ones along the second. A negative
+            cost is a gain.
         axis: the class axis of `logits` and of distributions.
         weights: weights of the rows, the shape of the losses.
         where: boolean, the shape of the losses; rows where it is false are not read.
@@ -326,21 +330,31 @@ def _expected_cost(inputs, costs, *, reduction):
     return reduce_class_loss(_ExpectedCost(costs), with_dtype_of(inputs, costs), reduction=reduction)
 
 
+#     p   the softmax          k   costs of the row's true class          k_m   that of the most probable class
+#
+# Σ k p as it stands has the gradient p (k − Σ k p), a difference of nearly equal numbers for the most probable class of
+# a confident row, and so has none of its digits where k_m is not 0. As Σ p = 1, it is k_m + Σ (k − k_m) p, whose terms
+# are as small as what they say, and whose derivative by k_m is 0.
+
+
 class _ExpectedCost(NamedTuple):
     """The expected cost per row, before the weights of rows. The costs are whole where classes are split."""
 
     costs: Any
 
     def __call__(self, rows: Rows) -> PerRow:
-        dtype, size = rows.dtype, rows.logits.shape[-1]
+        dtype, size, classes = rows.dtype, rows.logits.shape[-1], rows.classes
         costs = jnp.asarray(self.costs).astype(dtype)
-        start = rows.classes.start(size)
+        start = classes.start(size)
         if rows.has_labels:
             costs = costs[rows.targets]
         else:
             targets = silence(rows.counts, rows.targets.astype(dtype))
             costs = lax.dynamic_slice_in_dim(costs, start, size)
-            costs = rows.classes.sum(jnp.matmul(targets, costs, precision=lax.Precision.HIGHEST))
-        probabilities = softmax(silence(rows.counts, rows.logits.astype(dtype)), rows.classes)
-        products = lax.dynamic_slice_in_dim(costs, start, size, axis=-1) * probabilities
-        return loud(rows.valid, silence(rows.counts, rows.classes.sum(jnp.sum(products, axis=-1))))
+            costs = classes.sum(jnp.matmul(targets, costs, precision=lax.Precision.HIGHEST))
+        costs = lax.dynamic_slice_in_dim(costs, start, size, axis=-1)
+        p = softmax(silence(rows.counts, rows.logits.astype(dtype)), classes)
+        is_top = p == classes.largest(jnp.max(p, axis=-1, keepdims=True))
+        top_cost = classes.largest(jnp.max(jnp.where(is_top, costs, -jnp.inf), axis=-1, keepdims=True))
+        expected = top_cost[..., 0] + classes.sum(jnp.sum((costs - top_cost) * p, axis=-1))
+        return loud(rows.valid, silence(rows.counts, expected))

@@ -322,8 +322,8 @@ MUTANTS = [
     Mutant(
         "labels are counted in float32",
         "imbalance",
-        '.at[chosen].add(1, mode="drop").astype(jnp.float32)',
-        '.astype(jnp.float32).at[chosen].add(1, mode="drop")',
+        "jnp.zeros(num_classes + 1, jnp.int32).at[chosen].add(1)[:-1].astype(jnp.float32)",
+        "jnp.zeros(num_classes + 1).at[chosen].add(1)[:-1]",
         "tests/test_imbalance.py -k one_by_one",
     ),
     Mutant(
@@ -353,6 +353,27 @@ MUTANTS = [
         "costs = costs[rows.targets]",
         "costs = costs.T[rows.targets]",
         "tests/test_imbalance.py -k prices",
+    ),
+    Mutant(
+        "costs that are not measured from that of the largest logit",
+        "imbalance",
+        "jnp.sum((costs - top_cost) * p, axis=-1)",
+        "jnp.sum(costs * p, axis=-1) - top_cost[..., 0] / classes.slices",
+        "tests/test_imbalance.py -k digits",
+    ),
+    Mutant(
+        "the largest cost of the first device",
+        "imbalance",
+        "top_cost = classes.largest(jnp.max(jnp.where(is_top, costs, -jnp.inf), axis=-1, keepdims=True))",
+        "top_cost = lax.stop_gradient(jnp.max(jnp.where(is_top, costs, -jnp.inf), axis=-1, keepdims=True))",
+        "tests/test_mesh.py -k cost",
+    ),
+    Mutant(
+        "counts of 64 bits wrap",
+        "_inputs",
+        "return counts.astype(np.float32) if jnp.issubdtype(counts.dtype, jnp.integer) else counts",
+        "return counts",
+        "tests/test_imbalance.py -k 32_bits",
     ),
     Mutant(
         "the columns of the first device",

@@ -471,7 +471,17 @@ CASES = {
     "negative count": (
         lambda: jaxce.imbalance.class_weights(np.array([3, 0, -2])),
         ValueError,
-        "`counts` must be ≥ 0; got -2 for class 2.",
+        "`counts` must be finite and ≥ 0; got -2 for class 2.",
+    ),
+    "infinite count": (
+        lambda: jaxce.imbalance.logit_adjustment(np.array([3, np.inf])),
+        ValueError,
+        "`counts` must be finite and ≥ 0; got inf for class 1.",
+    ),
+    "counts that are a mask": (
+        lambda: jaxce.imbalance.class_weights(np.array([True])),
+        TypeError,
+        "`counts` must hold real numbers; got bool.",
     ),
     "unknown scheme": (
         lambda: jaxce.imbalance.class_weights(np.array([3, 2]), scheme="inverse"),
@@ -487,6 +497,16 @@ CASES = {
         lambda: jaxce.imbalance.logit_adjustment(np.array([3, 2]), tau=jnp.ones(2)),
         ValueError,
         "`tau` must be a scalar; got shape (2,).",
+    ),
+    "no tau": (
+        lambda: jaxce.imbalance.logit_adjustment(np.array([3, 2]), tau=None),
+        TypeError,
+        "`tau` must be a number; got None.",
+    ),
+    "boolean costs": (
+        lambda: jaxce.imbalance.expected_cost(LOGITS, LABELS, ~jnp.eye(10, dtype=bool)),
+        TypeError,
+        "`costs` must hold real numbers; got bool. Cast them: costs.astype(jnp.float32).",
     ),
     "costs of one class": (
         lambda: jaxce.imbalance.expected_cost(LOGITS, LABELS, jnp.ones(10)),
@@ -516,6 +536,8 @@ def test_traced_settings():
         jax.jit(lambda i: jaxce.cross_entropy(LOGITS, LABELS, ignore_index=i))(3)
     with pytest.raises(TypeError, match=r"^`axis` must be a Python int"):
         jax.jit(lambda i: jaxce.cross_entropy(LOGITS, LABELS, axis=i))(1)
+    with pytest.raises(TypeError, match=r"^`num_classes` must be a Python int, known when the function is traced"):
+        jax.jit(lambda i: jaxce.imbalance.class_counts(LABELS, i))(3)
 
 
 def test_numpy_integers_are_integers():

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import mpmath
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
@@ -27,14 +28,16 @@ def _bincount(labels, where, num_classes=5):
 # --- counts
 
 
-@pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "uint32"])
-def test_counts_of_any_integer_dtype_and_rank(dtype):
-    labels = np.array([[[0, 3, 127], [127, 1, 3]]], dtype)
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "uint32", "int64"])
+def test_counts_of_any_integer_dtype_and_rank(dtype, x64):
+    largest = 127 if dtype == "int8" else 200
+    labels = np.array([[[0, 3, largest], [largest, 1, 3]]], dtype)
     counts = imbalance.class_counts(jnp.asarray(labels), 300)
     assert counts.dtype == jnp.float32
     np.testing.assert_array_equal(counts, np.bincount(labels.ravel(), minlength=300))
     np.testing.assert_array_equal(jax.jit(imbalance.class_counts, static_argnums=1)(labels, 300), counts)
     assert imbalance.class_counts(jnp.asarray(labels[0, 0, 1]), 4).tolist() == [0, 0, 0, 1]
+    assert imbalance.class_counts(jnp.asarray(labels[0, 0, 1]), jnp.asarray(4)).tolist() == [0, 0, 0, 1]
     assert imbalance.class_counts(jnp.zeros(0, dtype), 2).tolist() == [0, 0]
 
 
@@ -56,6 +59,16 @@ def test_a_wrong_label_is_loud_and_no_class(wrong):
 def test_more_labels_than_float32_can_count_one_by_one():
     labels = jnp.zeros(2**24 + 3, jnp.uint8)
     assert imbalance.class_counts(labels, 2).tolist() == [2**24 + 4, 0]  # 2^24 + 3, rounded once
+
+
+def test_a_long_sum_of_counts_is_as_exact_as_promised():
+    """Every batch of three is rounded to one of four, 2^25 being the total."""
+    labels = jnp.zeros(3, jnp.int32)
+    total = jax.jit(
+        lambda start: jax.lax.fori_loop(0, 1000, lambda _, counts: counts + imbalance.class_counts(labels, 1), start)
+    )(jnp.array([2.0**25]))[0]
+    exact = 2**25 + 3000
+    assert 0 < abs(total - exact) <= 1000 * 6e-8 * exact
 
 
 def test_counts_of_batches_add_up():
@@ -89,7 +102,9 @@ def test_counts_of_labels_that_an_explicit_mesh_splits(spec):
     where = jnp.asarray(WHERE)
     with jax.set_mesh(mesh):
         counts = jax.jit(lambda labels, where: imbalance.class_counts(labels, 5, where=where))(labels, where)
+        by_mask = imbalance.class_counts(jnp.asarray(LABELS), 5, where=jax.device_put(where, NamedSharding(mesh, spec)))
     np.testing.assert_array_equal(counts, _bincount(LABELS, WHERE))
+    np.testing.assert_array_equal(by_mask, _bincount(LABELS, WHERE))
     assert jnp.all(jnp.isnan(imbalance.class_counts(labels, 5)))
 
 
@@ -173,10 +188,24 @@ def test_a_class_that_was_never_counted(scheme):
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_count_that_is_none_is_loud(scheme):
-    for wrong in (-3.0, np.nan):
+    for wrong in (-3.0, np.nan, np.inf):
         weights = imbalance.class_weights(jnp.array([2.0, wrong, 5.0]), scheme=scheme)
-        assert jnp.isnan(weights[1])
-        assert jnp.isnan(imbalance.logit_adjustment(jnp.array([2.0, wrong, 5.0]))[1])
+        assert jnp.all(jnp.isnan(weights))
+        assert jnp.all(jnp.isnan(imbalance.logit_adjustment(jnp.array([2.0, wrong, 5.0]))))
+
+
+def test_a_beta_that_is_none_is_loud():
+    for beta in (1.0, 1.5, -0.1, jnp.nan):
+        weights = imbalance.class_weights(jnp.asarray(STUDY), scheme="effective_number", beta=jnp.float32(beta))
+        assert jnp.all(jnp.isnan(weights)), beta
+
+
+def test_counts_beyond_32_bits():
+    counts = np.array([5 * 10**9, 10**6])
+    np.testing.assert_allclose(imbalance.class_weights(counts), _formula("balanced", counts), rtol=1e-6)
+    # It is added to logits: the digits of a log near 0 are lost there anyway.
+    adjustment = imbalance.logit_adjustment(counts)
+    np.testing.assert_allclose(adjustment, np.log(counts / counts.sum()), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("scheme", ["balanced", "inverse_sqrt", "median_frequency"])
@@ -268,18 +297,25 @@ def test_expected_cost_is_the_sum_of_prices_times_probabilities(x64):
     np.testing.assert_allclose(by_mass, np.einsum("nks,kc,ncs->ns", q, COSTS, p), rtol=1e-13)
 
 
-def test_a_confident_mistake_has_all_of_its_digits():
-    """With 0-1 costs it is 1 − p, of a label that is ahead by up to 70 nats too."""
-    costs = 1 - np.eye(3, dtype=np.float32)
+MISTAKES = np.array([[0.0, 1, 2], [5, 0, 1], [1, 1, 0]])
+
+
+@pytest.mark.parametrize("costs", [1 - np.eye(3), MISTAKES, -np.eye(3), MISTAKES + 6], ids=str)
+def test_confident_rows_have_all_of_their_digits(costs):
+    """Ahead by up to 70 nats, right or wrong: how far the cost is from that of the largest logit, and every slope."""
+    evaluate = jax.jit(jax.value_and_grad(lambda z, y: imbalance.expected_cost(z, y, costs.astype(np.float32))))
     for lead in (0.0, 1.0, 17.0, 40.0, 70.0):
-        logits = jnp.array([lead, 0.0, -1.0])
-        cost, gradient = jax.value_and_grad(imbalance.expected_cost)(logits, jnp.array(0), costs)
-        others = np.exp(-lead) + np.exp(-lead - 1)
-        miss = others / (1 + others)
-        tolerance = 1e-6 + 1.2e-7 * lead
-        np.testing.assert_allclose(cost, miss, rtol=tolerance)
-        p = np.array([1, np.exp(-lead), np.exp(-lead - 1)]) / (1 + others)
-        np.testing.assert_allclose(gradient, p * (np.array([0, 1, 1]) - miss), rtol=2 * tolerance)
+        z = np.array([lead, 0.0, -1.0])
+        e = [mpmath.exp(x - lead) for x in z]
+        p = [x / mpmath.fsum(e) for x in e]
+        for label in range(3):
+            cost, gradient = evaluate(jnp.asarray(z, jnp.float32), jnp.array(label))
+            k = [mpmath.mpf(x) for x in costs[label]]
+            excess = mpmath.fsum((x - k[0]) * y for x, y in zip(k, p, strict=True))
+            slopes = [y * (x - k[0] - excess) for x, y in zip(k, p, strict=True)]
+            tolerance = 1e-6 + 1.2e-7 * lead
+            np.testing.assert_allclose(cost, float(k[0] + excess), rtol=tolerance)
+            np.testing.assert_allclose(gradient, np.array(slopes, float), rtol=3 * tolerance, atol=1e-37)
 
 
 def test_costs_are_read_in_their_own_dtype(x64):
@@ -287,6 +323,8 @@ def test_costs_are_read_in_their_own_dtype(x64):
     assert imbalance.expected_cost(logits, labels, COSTS.astype(np.float32)).dtype == jnp.float32
     wide = jax.value_and_grad(imbalance.expected_cost)(jnp.asarray(logits), labels, jnp.asarray(COSTS))
     assert (wide[0].dtype, wide[1].dtype) == (jnp.float64, jnp.float32)
+    p = np.exp(logits.astype(float)) / np.exp(logits.astype(float)).sum(-1, keepdims=True)
+    np.testing.assert_allclose(wide[0], (COSTS[labels] * p).sum(-1).mean(), rtol=1e-13)
     integers = np.round(COSTS).astype(np.int32)
     expected = imbalance.expected_cost(logits, labels, integers.astype(np.float32))
     assert imbalance.expected_cost(logits, labels, integers) == expected
