@@ -39,11 +39,13 @@ def test_rare_classes(tmp_path):
     page = (tmp_path / "results" / "rare_classes.md").read_text()
     assert page == printed
     assert "nan" not in page
-    settings = ["unweighted", "balanced", "median frequency", "effective number", "inverse sqrt", "focal loss"]
+    settings = ["unweighted", "balanced", "effective number", "inverse sqrt", "focal loss"]
     settings += [f"by hand, debris {weight}" for weight in (0.1, 0.2, 0.4, 0.8, 1, 2, 4, 10)]
-    settings += ["expected cost 1", "expected cost 4", "by hand, expected cost 4"]
+    for kind in ("expected", "least"):
+        settings += [f"{beside}{kind} cost {cost}" for beside in ("", "by hand, ") for cost in (1, 2, 4, 8)]
     for name in ("logit adjustment", "adjusted afterwards"):
         settings += [name, *(f"{name}, debris +{shift}" for shift in (1, 2, 3, 4))]
+    settings += ["adjusted to rare alike", "adjusted to rare as trained"]
     assert [first_cells(page).count(name) for name in settings] == [2] * len(settings)
     for picture in ("tradeoff", "confusion"):
         assert (tmp_path / "results" / f"rare_classes_{picture}.png").stat().st_size > 10_000
