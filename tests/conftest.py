@@ -14,13 +14,16 @@ with install_import_hook(["jaxce._rule", "jaxce._rows"], "beartype.beartype"):
     import jaxce  # noqa: F401
 
 
+LONG_PAGES = {"choosing.md", "imbalance.md"}  # their code runs with --thorough alone
+
+
 def pytest_addoption(parser):
     parser.addoption("--thorough", action="store_true", help="also run what is too long for every day")
 
 
 def pytest_collection_modifyitems(config, items):
     if not config.getoption("--thorough"):
-        items[:] = [item for item in items if not item.get_closest_marker("thorough")]
+        items[:] = [item for item in items if not (item.get_closest_marker("thorough") or item.path.name in LONG_PAGES)]
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -23,6 +23,7 @@ def _rows(text, column):
         yield dict(zip(header, [cell.strip() for cell in line.strip("|").split("|")], strict=True))
 
 
+@pytest.mark.thorough
 def test_smoke_run(tmp_path):
     command = [sys.executable, "-m", "benchmarks", "--smoke", "--contenders", "jaxce", "optax", "--output", tmp_path]
     printed = subprocess.run([*command, "--name", "here"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
