@@ -1,5 +1,6 @@
 """Slices of a row's classes merge into the row, whatever the sizes and whatever they hold."""
 
+import functools
 import itertools
 
 import jax
@@ -28,49 +29,53 @@ def _slice(logits, target, vector, start, stop):
     return slice_row(Row(logits, local, None, vector[start:stop], None, maximum, None, Classes(6)))
 
 
-@pytest.mark.parametrize("edges", [(0, 3, 6), (0, 1, 6), (0, 1, 2, 3, 4, 5, 6), (0, 4, 5, 6)])
+EDGES = [(0, 3, 6), (0, 1, 6), (0, 1, 2, 3, 4, 5, 6), (0, 4, 5, 6)]
+VECTOR = np.array([0.0, 0.0, 0.0, 1.0, 2.0, 0.5], np.float32)
+
+
+@pytest.mark.parametrize("edges", EDGES)
 @pytest.mark.parametrize("name", ROWS)
 def test_slices_merge_into_the_row(name, edges):
-    logits = jnp.array(ROWS[name], jnp.float32)
-    vector = jnp.array([0.0, 0.0, 0.0, 1.0, 2.0, 0.5])
-    finite = jnp.isfinite(logits)
-    distribution = jnp.where(finite, jnp.array([0.1, 0.2, 0.3, 0.1, 0.2, 0.4]), 0)
+    logits = np.array(ROWS[name], np.float32)
+    finite = np.isfinite(logits)
+    distribution = np.where(finite, np.float32([0.1, 0.2, 0.3, 0.1, 0.2, 0.4]), 0)
     label = jnp.array(0 if finite[0] else 4)
-
-    def merged(target, order):
-        parts = [_slice(logits, target, vector, a, b) for a, b in itertools.pairwise(edges)][::order]
-        result = parts[0]
-        for part in parts[1:]:
-            result = merge(result, part)
-        return result
-
-    @jax.jit
-    def all_of_them(target):
-        whole = _slice(logits, target, vector, 0, 6)
-        return [
-            numbers_of(part, has_label=target.ndim == 0)[:4]
-            for part in (whole, merged(target, 1), merged(target, -1), *by_devices(target))
-        ]
-
-    def by_devices(target):
-        """The same of 1, 2, 3 and 6 slices that devices hold, an axis of `vmap` in their place."""
-        for slices in (1, 2, 3, 6):
-            size = 6 // slices
-
-            def on_device(logits, vector, start, q, size=size, slices=slices):
-                local = target - start if target.ndim == 0 else q
-                row = Row(logits, local, None, vector, None, row_maximum(logits, logits.dtype), None, Classes(6))
-                return merge_devices(slice_row(row), Classes(6, ("devices",), slices))
-
-            arrays = (logits, vector, jnp.arange(6), jnp.broadcast_to(target, 6))
-            split = [array.reshape(slices, size) for array in arrays]
-            split[2] = split[2][:, 0]
-            merged = jax.vmap(on_device, axis_name="devices")(*split)
-            yield jax.tree.map(lambda number: number[0], merged)
-
     for target in (label, distribution):
-        whole, *others = all_of_them(target)
+        whole, *others = _merged(edges)(logits, target)
         for part in others:
             np.testing.assert_array_equal(part[0], whole[0])
             np.testing.assert_allclose(part[1:], whole[1:], rtol=2e-6)
             assert np.all(np.isfinite(part))
+
+
+@functools.cache
+def _merged(edges):
+    """The whole row, the slices between the edges, merged from either end, and those of 1, 2, 3 and 6 devices."""
+
+    @jax.jit
+    def merged(logits, target):
+        slices = [_slice(logits, target, VECTOR, start, stop) for start, stop in itertools.pairwise(edges)]
+        parts = [
+            _slice(logits, target, VECTOR, 0, 6),
+            functools.reduce(merge, slices),
+            functools.reduce(merge, slices[::-1]),
+            *(_by_devices(logits, target, number) for number in (1, 2, 3, 6)),
+        ]
+        return [numbers_of(part, has_label=target.ndim == 0)[:4] for part in parts]
+
+    return merged
+
+
+def _by_devices(logits, target, slices):
+    """Slices that devices hold, an axis of `vmap` in their place."""
+    size = 6 // slices
+
+    def on_device(logits, vector, start, q):
+        local = target - start if target.ndim == 0 else q
+        row = Row(logits, local, None, vector, None, row_maximum(logits, logits.dtype), None, Classes(6))
+        return merge_devices(slice_row(row), Classes(6, ("devices",), slices))
+
+    arrays = (logits, VECTOR, jnp.arange(6), jnp.broadcast_to(target, 6))
+    split = [array.reshape(slices, size) for array in arrays]
+    split[2] = split[2][:, 0]
+    return jax.tree.map(lambda number: number[0], jax.vmap(on_device, axis_name="devices")(*split))
