@@ -14,11 +14,19 @@ with install_import_hook(["jaxce._rule", "jaxce._rows"], "beartype.beartype"):
     import jaxce  # noqa: F401
 
 
-LONG_PAGES = {"choosing.md", "imbalance.md"}  # their code runs with --thorough alone
+LONG_PAGES = {"choosing.md", "imbalance.md", "linear_head.md"}  # their code runs with --thorough alone
 
 
 def pytest_addoption(parser):
     parser.addoption("--thorough", action="store_true", help="also run what is too long for every day")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Whole files to a worker, so that what a file compiles once is compiled once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    return LoadFileScheduling(config, log)
 
 
 def pytest_collection_modifyitems(config, items):

@@ -261,6 +261,7 @@ LONG = (
     "cross_entropy at ties",
     "mean cross_entropy with options",
     "poly_loss",
+    "summarize",
     "focal_loss of confident rows",
     "mean cross_entropy of distributions",
     "cross_entropy of distributions at ties",
@@ -316,7 +317,7 @@ def test_every_mode_works_without_jit(name, x64):
         np.testing.assert_allclose(result, expected[mode], rtol=1e-9, atol=1e-10, err_msg=mode)
 
 
-CHECKED_DAILY = {("cross_entropy", "logits"), ("expected_cost", "logits"), ("binary_focal_loss", "logits")}
+CHECKED_DAILY = {("cross_entropy", "logits"), ("expected_cost", "logits")}
 ARGUMENTS = [
     pytest.param(name, argument, marks=[] if (name, argument) in CHECKED_DAILY else [pytest.mark.thorough])
     for name, case in CASES.items()

@@ -15,7 +15,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
-from marks import daily
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = {"pytorch": "torch", "optax": "optax", "keras": "keras", "t5x_maxtext": None}  # and what has to be installed
@@ -34,7 +33,8 @@ class Block(NamedTuple):
         return [example.want for example in self.examples if example.want and not example.exc_msg]
 
 
-@pytest.mark.parametrize("page", daily(PAGES, ["pytorch"]))
+@pytest.mark.thorough
+@pytest.mark.parametrize("page", PAGES)
 @pytest.mark.filterwarnings("ignore:`torch.jit.script`")  # of PyTorch to itself
 def test_page(page, monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "jax")

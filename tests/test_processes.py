@@ -91,7 +91,7 @@ def test_two_processes_have_the_losses_of_one(across):
 @pytest.mark.parametrize(
     ("victim", "signal_number"),
     [
-        (0, signal.SIGKILL),
+        pytest.param(0, signal.SIGKILL, marks=pytest.mark.thorough),
         pytest.param(1, signal.SIGKILL, marks=pytest.mark.thorough),
         pytest.param(1, signal.SIGSTOP, marks=pytest.mark.thorough),
     ],
@@ -108,6 +108,7 @@ def test_a_process_ends_with_the_other(victim, signal_number):
     assert re.search("Gloo .* failed|JAX distributed service detected fatal errors", errors), errors
 
 
+@pytest.mark.thorough
 def test_a_checkpoint_continues_with_the_same_losses(directory, one_process):
     with _runs(["--alone", "--steps", str(STEPS), "--checkpoint", str(directory)]) as [process]:
         losses = _losses(process)

@@ -56,8 +56,9 @@ def test_parts_add_up_to_the_whole(split, x64):
     def accumulated(logits):
         return sum(_loss(rows, "parts")(logits) for rows in slices).mean()
 
-    whole = jax.value_and_grad(_loss(slice(None), "mean"))(LOGITS.astype(jnp.float64))
-    for result, expected in zip(jax.value_and_grad(accumulated)(LOGITS.astype(jnp.float64)), whole, strict=True):
+    logits = LOGITS.astype(jnp.float64)
+    whole = jax.jit(jax.value_and_grad(_loss(slice(None), "mean")))(logits)
+    for result, expected in zip(jax.jit(jax.value_and_grad(accumulated))(logits), whole, strict=True):
         np.testing.assert_allclose(result, expected, rtol=1e-12, atol=1e-15)
 
 

@@ -46,7 +46,7 @@ LOG2 = math.log(2)
 # The table of calls in golden/make_torch.py
 
 
-LONG = ("labels-C", "labels-NC", "labels-NC12", "probabilities-NC", "probabilities-NC12", "linear")
+LONG = ("labels-C", "labels-NC", "nothing", "labels-NC12", "probabilities-NC", "probabilities-NC12", "linear")
 
 
 @pytest.mark.parametrize("group", except_for(GROUPS, LONG))
