@@ -9,7 +9,7 @@ import plain
 import pytest
 from jax.flatten_util import ravel_pytree
 from jax.test_util import check_grads
-from marks import except_for
+from marks import daily, except_for
 
 import jaxce
 
@@ -262,6 +262,7 @@ LONG = (
     "mean cross_entropy with options",
     "poly_loss",
     "summarize",
+    "distillation_loss",
     "focal_loss of confident rows",
     "mean cross_entropy of distributions",
     "cross_entropy of distributions at ties",
@@ -284,14 +285,10 @@ def test_every_mode_agrees_with_the_plain_formula(name, x64):
             np.testing.assert_allclose(results[mode], results["value"], rtol=1e-14, err_msg=mode)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "cross_entropy with options",
-        pytest.param("cross_entropy of distributions", marks=pytest.mark.thorough),
-        pytest.param("distillation_loss", marks=pytest.mark.thorough),
-    ],
-)
+UNMAPPED = ["cross_entropy", "cross_entropy with options", "cross_entropy of distributions", "distillation_loss"]
+
+
+@pytest.mark.parametrize("name", daily(UNMAPPED, ["cross_entropy"]))
 def test_every_mode_works_without_vmap(name, x64):
     x, loss, reference = _flat(CASES[name])
     v = jnp.asarray(RNG.normal(size=x.shape))
@@ -300,15 +297,8 @@ def test_every_mode_works_without_vmap(name, x64):
         np.testing.assert_allclose(result, expected[mode], rtol=1e-9, atol=1e-10, err_msg=mode)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "mse_loss",
-        pytest.param("cross_entropy", marks=pytest.mark.thorough),
-        pytest.param("cross_entropy with options", marks=pytest.mark.thorough),
-        pytest.param("binary_focal_loss", marks=pytest.mark.thorough),
-    ],
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", ["cross_entropy", "cross_entropy with options", "binary_focal_loss"])
 def test_every_mode_works_without_jit(name, x64):
     x, loss, reference = _flat(CASES[name])
     v = jnp.asarray(RNG.normal(size=x.shape))

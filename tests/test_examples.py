@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from marks import daily
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -27,7 +26,8 @@ SAYS = {
 }
 
 
-@pytest.mark.parametrize("command", daily(SAYS, ["digits.py --smoke"]))
+@pytest.mark.thorough
+@pytest.mark.parametrize("command", SAYS)
 def test_example(command, tmp_path):
     assert SAYS[command] in run(*command.split(), cwd=tmp_path)
     sizes = [picture.stat().st_size for picture in tmp_path.glob("*.png")]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.thorough
 EXAMPLE = Path(__file__).parent.parent / "examples" / "sharded_head.py"
 STEPS = 10
 TIMEOUT = 120  # s, for a run from start to end: whatever still runs is killed then
@@ -75,7 +76,7 @@ def one_process(directory):
     return losses
 
 
-@pytest.mark.parametrize("across", ["model", pytest.param("data", marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("across", ["model", "data"])
 def test_two_processes_have_the_losses_of_one(across):
     """The example as it is shown: ten steps in one process, and in two that it starts."""
     with _runs(["--across", across]) as [process]:
@@ -90,11 +91,7 @@ def test_two_processes_have_the_losses_of_one(across):
 
 @pytest.mark.parametrize(
     ("victim", "signal_number"),
-    [
-        pytest.param(0, signal.SIGKILL, marks=pytest.mark.thorough),
-        pytest.param(1, signal.SIGKILL, marks=pytest.mark.thorough),
-        pytest.param(1, signal.SIGSTOP, marks=pytest.mark.thorough),
-    ],
+    [(0, signal.SIGKILL), (1, signal.SIGKILL), (1, signal.SIGSTOP)],
     ids=["the coordinator dies", "the other dies", "the other hangs"],
 )
 def test_a_process_ends_with_the_other(victim, signal_number):
@@ -108,7 +105,6 @@ def test_a_process_ends_with_the_other(victim, signal_number):
     assert re.search("Gloo .* failed|JAX distributed service detected fatal errors", errors), errors
 
 
-@pytest.mark.thorough
 def test_a_checkpoint_continues_with_the_same_losses(directory, one_process):
     with _runs(["--alone", "--steps", str(STEPS), "--checkpoint", str(directory)]) as [process]:
         losses = _losses(process)
