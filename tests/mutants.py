@@ -289,7 +289,7 @@ MUTANTS = [
         "_distillation",
         "jnp.square(temperature) * divergence",
         "temperature * divergence",
-        "tests/test_derivatives.py -k distillation",
+        "--thorough tests/test_derivatives.py -k distillation",
     ),
     Mutant(
         "hinge without its power",
