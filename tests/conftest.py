@@ -14,7 +14,7 @@ with install_import_hook(["jaxce._rule", "jaxce._rows"], "beartype.beartype"):
     import jaxce  # noqa: F401
 
 
-LONG_PAGES = {"choosing.md", "imbalance.md", "linear_head.md"}  # their code runs with --thorough alone
+LONG_PAGES = {"choosing.md", "imbalance.md", "linear_head.md"}
 
 
 def pytest_addoption(parser):
@@ -29,9 +29,13 @@ def pytest_xdist_make_scheduler(config, log):
     return LoadFileScheduling(config, log)
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
 def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if item.path.name in LONG_PAGES:
+            item.add_marker("thorough")
     if not config.getoption("--thorough"):
-        items[:] = [item for item in items if not (item.get_closest_marker("thorough") or item.path.name in LONG_PAGES)]
+        items[:] = [item for item in items if not item.get_closest_marker("thorough")]
 
 
 def pytest_terminal_summary(terminalreporter):
