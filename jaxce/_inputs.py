@@ -334,7 +334,7 @@ def check_class_vector(name: str, vector: Any, num_classes: int) -> Any:
 
 
 def with_dtype_of(inputs: ClassInputs, array: Any) -> ClassInputs:
-    """The same arguments, float64 where another has it."""
+    """The same arguments, their logits in the dtype of the arithmetic, which another array may make float64."""
     return replace(inputs, logits=jnp.asarray(inputs.logits, accumulator(inputs.logits, array)))
 
 

@@ -195,10 +195,10 @@ def logit_adjustment(counts: ClassCounts, *, tau: Scalar = 1.0) -> Float[Array, 
         tau: τ, scalar. 0 is no adjustment.
 
     Returns:
-        (C,), float32 (float64 for float64 counts): a. For a class axis that is not the last, give it the axes
-        that follow, as `a[:, None, None]`. bfloat16 logits to which it is added become float32. Differentiable in both
-        arguments. A class that was never counted is taken to
-        be as rare as the rarest that was, and is finite. A count that is wrong, on a device, makes it NaN.
+        (C,), float32 (float64 for float64 counts): a. For a class axis that is not the last, give it the axes that
+        follow, as `a[:, None, None]`. bfloat16 logits to which it is added become float32. Differentiable in both
+        arguments. A class that was never counted is taken to be as rare as the rarest that was, and is finite. A count
+        that is wrong, on a device, makes it NaN.
 
     Raises:
         TypeError: a dtype is wrong.
