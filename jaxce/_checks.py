@@ -1,22 +1,70 @@
 """What `jax.experimental.checkify` reports of values that are only known when the program runs.
 
-Until it is imported the checks are no part of a trace, and without it none of the compiled program. Every report names
-the argument, the value and its position.
+A program with a check in it has an effect, which JAX neither exports nor dispatches by its fast path. So the checks are
+part of a trace only where the caller asks for them. Every report names the argument, the value and its position.
 """
 
+from contextlib import AbstractContextManager
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from jaxce._inputs import ClassInputs, ElementInputs, Head, LabelInputs
 from jaxce._split import is_explicit
 
+_are_checked = jax.make_user_context(False)  # part of what jit's caches go by
+
+
+def debug_checks(enabled: bool = True) -> AbstractContextManager[None]:
+    """Puts checks of values into what is traced inside of it, for `jax.experimental.checkify` to report.
+
+    For finding the row that makes a loss NaN. A loss cannot raise for a value that is on a device: a wrong label makes
+    its loss NaN. Inside of `with jaxce.debug_checks():`, a function under `checkify` returns an error instead, which
+    names the argument, the value and its position, for labels outside [0, C), negative weights and masses, and NaN in
+    logits; rows that do not count are not looked at. A function that was compiled outside is traced anew.
+
+    Checks take time, and `jax.export` refuses them, so leave them out of finished programs. They report nothing of
+    arrays that are split over an Explicit mesh, where `checkify` cannot carry its errors.
+
+    Args:
+        enabled: whether there are checks inside. False takes them out of a part.
+
+    Returns:
+        a context manager.
+
+    Raises:
+        TypeError: `enabled` is not a bool.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jaxce
+        >>> from jax.experimental import checkify
+        >>> loss = checkify.checkify(jax.jit(jaxce.cross_entropy))
+        >>> with jaxce.debug_checks():
+        ...     error, _ = loss(jnp.zeros((2, 3)), jnp.array([0, 5]))
+        >>> print(error.get().partition(" (")[0])
+        `targets` must be class indices in [0, 3); got 5 at position [1].
+
+    References:
+        https://docs.jax.dev/en/latest/debugging/checkify_guide.html
+    """
+    if not isinstance(enabled, bool):
+        raise TypeError(f"`enabled` must be True or False; got {type(enabled).__qualname__}.")
+    return _are_checked(enabled)
+
+
+def _looks(inputs: Any) -> bool:
+    """Whether values are looked at. The errors of `checkify` cannot be split over an Explicit mesh."""
+    return _are_checked.value and not is_explicit(inputs)
+
 
 def report_classes(inputs: ClassInputs) -> None:
     """Reports wrong labels, negative weights and masses, and NaN in rows that count."""
-    # The errors of checkify cannot be split over an Explicit mesh.
-    if not inputs.is_checked or is_explicit(inputs):
+    if not _looks(inputs):
         return
     targets, counts = inputs.targets, inputs.where
     if not isinstance(targets, Head):
@@ -44,7 +92,7 @@ def report_classes(inputs: ClassInputs) -> None:
 
 def report_labels(inputs: LabelInputs) -> None:
     """Reports wrong labels."""
-    if inputs.is_checked and not is_explicit(inputs):
+    if _looks(inputs):
         labels = widen(jnp.asarray(inputs.targets))
         wrong = (labels < 0) | (labels >= inputs.num_classes)
         _report("targets", f"class indices in [0, {inputs.num_classes})", labels, wrong, inputs.where)
@@ -53,21 +101,21 @@ def report_labels(inputs: LabelInputs) -> None:
 def report_elements(inputs: ElementInputs) -> None:
     """Reports negative weights, and NaN in elements that count."""
     report_losses(inputs)
-    if inputs.is_checked and not is_explicit(inputs):
+    if _looks(inputs):
         _report_nan(inputs.name, inputs.values, inputs.where)
 
 
 def report_losses(inputs: ElementInputs) -> None:
     """Reports negative weights alone: a loss may be anything."""
-    if inputs.is_checked and not is_explicit(inputs):
+    if _looks(inputs):
         _report_weights(inputs.weights, inputs.where)
 
 
 def read_labels(labels: Array, counts: Any, inputs: ClassInputs) -> tuple[Array, Any, Array]:
     """Labels of a dtype that no class number overflows, the rows that count, and which of the labels are classes."""
     labels = widen(labels)
-    if inputs.ignore_index is not None and _representable(inputs.ignore_index, labels.dtype):
-        kept = labels != inputs.ignore_index
+    if inputs.ignore_index is not None:
+        kept = labels != np.asarray(inputs.ignore_index, labels.dtype)  # of a Python number JAX would make an int32
         counts = kept if counts is None else counts & kept
     return labels, counts, (labels >= 0) & (labels < inputs.classes.number)
 
@@ -75,10 +123,6 @@ def read_labels(labels: Array, counts: Any, inputs: ClassInputs) -> tuple[Array,
 def widen(labels: Array) -> Array:
     """Labels of a dtype that no class number overflows."""
     return labels.astype(jnp.int32) if labels.dtype.itemsize < 4 else labels
-
-
-def _representable(value: int, dtype: Any) -> bool:
-    return jnp.iinfo(dtype).min <= value <= jnp.iinfo(dtype).max
 
 
 def _along(counts: Any, axis: int) -> Any:

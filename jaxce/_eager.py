@@ -2,9 +2,7 @@
 
 import functools
 import inspect
-import sys
 from collections.abc import Callable
-from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import jax
@@ -12,7 +10,6 @@ from jax.core import eval_context
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _STATIC = {"axis", "block_bytes", "ignore_index", "num_classes", "p", "recompute", "reduction", "scheme"}
-_is_eager: ContextVar[bool] = ContextVar("is_eager", default=False)
 
 
 def one_program(function: _Function) -> _Function:
@@ -28,12 +25,8 @@ def one_program(function: _Function) -> _Function:
         get_state, outside = _trace_state()
         if get_state() != outside:
             return function(*arguments, **options)
-        token = _is_eager.set(True)
-        try:
-            given = dict(zip(names, arguments, strict=False)) | options
-            return (compiled if _are_on_device(given) else function)(*arguments, **options)
-        finally:
-            _is_eager.reset(token)
+        given = dict(zip(names, arguments, strict=False)) | options
+        return (compiled if _are_on_device(given) else function)(*arguments, **options)
 
     return call  # pyright: ignore[reportReturnType]
 
@@ -43,14 +36,6 @@ def _are_on_device(given: dict[str, Any]) -> bool:
         if not isinstance(value, (int, str, type(None)) if name in _STATIC else jax.Array):
             return False
     return True
-
-
-def may_be_checked() -> bool:
-    """Whether `checkify` may be around the call: someone has imported it, and the call is traced.
-
-    A program with a check in it is never dispatched by JAX's fast path, whether `checkify` is around it or not.
-    """
-    return "jax.experimental.checkify" in sys.modules and not _is_eager.get()
 
 
 @functools.cache

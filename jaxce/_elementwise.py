@@ -20,6 +20,7 @@ from jaxce._inputs import (
 )
 from jaxce._reduction import MeanParts, reduce_rows
 from jaxce._rows import silence
+from jaxce._split import aligned
 from jaxce._types import (
     ElementMask,
     Elements,
@@ -109,6 +110,7 @@ def binary_cross_entropy(
 @_core
 def binary_cross_entropy_core(inputs, pos_weight, label_smoothing, *, reduction):
     """The jitted half of `binary_cross_entropy`."""
+    inputs, pos_weight = aligned((inputs, pos_weight))
     z, t, dtype = _read(inputs, None if pos_weight is None or pos_weight.ndim == 0 else pos_weight)
     if label_smoothing is not None:
         epsilon = label_smoothing.astype(dtype)
@@ -193,6 +195,7 @@ def binary_focal_loss(
 
 @_core
 def _binary_focal_loss(inputs, gamma, alpha, *, reduction):
+    inputs = aligned(inputs)
     z, t, dtype = _read(inputs)
     modulation = jnp.exp(gamma.astype(dtype) * _log_miss(z, t))
     losses = modulation * _binary(z, t, jnp.ones((), dtype))
@@ -293,6 +296,7 @@ def mse_loss(
 @_core
 def mse_loss_core(inputs, *, reduction):
     """The jitted half of `mse_loss`."""
+    inputs = aligned(inputs)
     predictions, targets, dtype = _read(inputs)
     return _reduce(jnp.square(predictions - targets), inputs, dtype, reduction)
 
@@ -351,6 +355,7 @@ def l1_loss(
 @_core
 def l1_loss_core(inputs, *, reduction):
     """The jitted half of `l1_loss`."""
+    inputs = aligned(inputs)
     predictions, targets, dtype = _read(inputs)
     errors = predictions - targets
     return _reduce(errors * jnp.sign(errors), inputs, dtype, reduction)  # with the derivative 0 at 0; abs has 1

@@ -201,7 +201,7 @@ def finish(products: Float[Array, "rows classes"], head: Head) -> Float[Array, "
     if head.bias is not None:
         logits += head.bias.astype(dtype)
     if head.softcap is not None:
-        logits = _soft_cap(logits, head.softcap.astype(dtype))
+        logits = _soft_cap(logits, jnp.minimum(head.softcap.astype(dtype), jnp.finfo(dtype).max))
     return logits if head.temperature is None else soften(logits, head.temperature.astype(dtype))
 
 
@@ -221,7 +221,9 @@ def _push_soften(primals, tangents):
 
 @jax.custom_jvp
 def _soft_cap(logits: Float[Array, "rows classes"], softcap: Float[Array, ""]) -> Float[Array, "rows classes"]:
-    return softcap * jnp.tanh(logits / softcap)
+    """The capped logits. Where the tanh rounds to its argument they are the logits: the argument may underflow."""
+    ratio = logits / softcap
+    return jnp.where(_is_small(ratio), logits, softcap * jnp.tanh(ratio))
 
 
 @_soft_cap.defjvp
@@ -233,9 +235,15 @@ def _push_soft_cap(primals, tangents):
     logits, softcap = primals
     d_logits, d_softcap = tangents
     capped = _soft_cap(logits, softcap)
-    t = capped / softcap
+    t, ratio = capped / softcap, _finite(logits) / softcap
     slope = (1 - t) * (1 + t)
-    return capped, slope * d_logits + (t - _finite(logits) / softcap * slope) * d_softcap
+    by_softcap = jnp.where(_is_small(ratio), 2 / 3 * ratio**3, t - ratio * slope)
+    return capped, slope * d_logits + by_softcap * d_softcap
+
+
+def _is_small(ratio: Array) -> Array:
+    """Whether tanh rounds to its argument."""
+    return jnp.abs(ratio) < jnp.finfo(ratio.dtype).eps ** 0.5 / 2
 
 
 def _finite(logits: Array) -> Array:

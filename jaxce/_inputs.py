@@ -6,7 +6,8 @@ comes out is a pytree that the jitted half of a loss takes.
 
 import math
 import operator
-from dataclasses import dataclass, field, replace
+import reprlib
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, get_args
 
@@ -15,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from jaxce._eager import may_be_checked
 from jaxce._mesh import Classes
 from jaxce._split import (
     UNSPLIT,
+    Holder,
     Split,
     check_classes_vary,
     check_rows_vary,
@@ -63,8 +64,8 @@ class Head:
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["logits", "targets", "weights", "class_weights", "where"],
-    meta_fields=["axis", "ignore_index", "num_classes", "split", "name", "targets_name", "is_checked"],
+    data_fields=["logits", "targets", "weights", "class_weights", "class_vector", "where"],
+    meta_fields=["axis", "ignore_index", "num_classes", "split", "name", "targets_name"],
 )
 @dataclass(frozen=True)
 class ClassInputs:
@@ -80,12 +81,12 @@ class ClassInputs:
     class_weights: Any
     where: Any
     axis: int
+    class_vector: Any = None
     ignore_index: int | None = None
     num_classes: int | None = None
     split: Split = UNSPLIT
     name: str = "logits"
     targets_name: str = "targets"
-    is_checked: bool = field(default_factory=may_be_checked)
 
     @property
     def classes(self) -> Classes:
@@ -113,6 +114,7 @@ class ClassInputs:
             targets=over_classes(self.targets) if targets_have_classes else rows,
             weights=rows,
             class_weights=classes,
+            class_vector=classes,
             where=rows,
         )
 
@@ -128,7 +130,7 @@ class OnMesh(NamedTuple):
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["values", "targets", "weights", "where"],
-    meta_fields=["name", "is_checked"],
+    meta_fields=["name"],
 )
 @dataclass(frozen=True)
 class ElementInputs:
@@ -139,13 +141,12 @@ class ElementInputs:
     weights: Any
     where: Any
     name: str
-    is_checked: bool = field(default_factory=may_be_checked)
 
 
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["targets", "where"],
-    meta_fields=["num_classes", "split", "is_checked"],
+    meta_fields=["num_classes", "split"],
 )
 @dataclass(frozen=True)
 class LabelInputs:
@@ -155,7 +156,6 @@ class LabelInputs:
     where: Any
     num_classes: int
     split: Split = UNSPLIT
-    is_checked: bool = field(default_factory=may_be_checked)
 
 
 def check_classes(
@@ -166,6 +166,7 @@ def check_classes(
     weights: Any = None,
     class_weights: Any = None,
     where: Any = None,
+    class_vector: Any = None,
     ignore_index: int | None = None,
     on_mesh: OnMesh | None = None,
     labels_only: str | None = None,
@@ -186,54 +187,67 @@ def check_classes(
         raise ValueError(f"`{name}` must have at least one class; got shape {logits.shape} with class axis {axis}.")
     rows = logits.shape[:axis] + logits.shape[axis + 1 :]
     targets = as_array("targets", targets)
-    _check_target_dtype(targets, logits.shape, rows, name, labels_only)
+    _check_target_dtype(targets, logits.shape, rows, axis, name, labels_only)
     _check_target_shape(targets, logits.shape, rows, axis, name)
     if ignore_index is not None:
-        ignore_index = _check_integer("ignore_index", ignore_index)
-        if not jnp.issubdtype(targets.dtype, jnp.integer):
-            raise ValueError(
-                f"`ignore_index` needs class indices, and `targets` are probabilities of shape {targets.shape}. "
-                f"Pass `where`, a boolean mask of shape {rows}, to leave rows out."
-            )
+        ignore_index = _check_ignore_index(ignore_index, targets, rows)
     if class_weights is not None:
         class_weights = _check_real("class_weights", class_weights)
         if class_weights.shape != (size,):
             raise ValueError(
                 f"`class_weights` must have shape ({size},), one weight for each class along axis {axis} of "
-                f"`{name}`; got {class_weights.shape}. Weights of rows go into `weights`."
-                f"{slice_hint(class_weights.shape, size)}"
+                f"`{name}`; got {class_weights.shape}. Weights of rows go into `weights`"
+                f"{_counts_hint(class_weights, rows)}.{slice_hint(class_weights.shape, size)}"
             )
     weights, where = check_weights_and_mask(weights, where, rows)
-    inputs = ClassInputs(logits, targets, weights, class_weights, where, axis, ignore_index, name=name)
+    class_vector = _check_class_vector(class_vector, size)
+    inputs = ClassInputs(
+        logits, targets, weights, class_weights, where, axis, class_vector, ignore_index=ignore_index, name=name
+    )
     inputs = _check_mesh(inputs, name, on_mesh or OnMesh())
     _check_label_values(targets, inputs.classes.number, where, ignore_index)
-    return inputs
+    targets, ignore_index = _narrowed(targets, ignore_index)
+    return replace(inputs, targets=targets, ignore_index=ignore_index)
 
 
 def _check_mesh(inputs: ClassInputs, name: str, on_mesh: OnMesh) -> ClassInputs:
     """Checks how the classes and the rows are split, and how many classes are real."""
     logits, (num_classes, *names) = inputs.logits, on_mesh
-    if isinstance(logits, Head):
-        hidden = ("hidden", logits.hidden, logits.hidden.ndim - 1)
-        split = find_split(hidden, ("kernel", logits.kernel), *names)
-    else:
-        split = find_split((name, logits, inputs.axis), None, *names)
     is_label = not isinstance(inputs.targets, Head) and jnp.issubdtype(inputs.targets.dtype, jnp.integer)
-    of_rows = {"weights": inputs.weights, "where": inputs.where} | ({"targets": inputs.targets} if is_label else {})
+    of_rows: dict[str, Any] = {"weights": inputs.weights, "where": inputs.where}
+    of_rows |= {"targets": inputs.targets} if is_label else {}
+    of_classes = {"class_weights": inputs.class_weights, "class_vector": inputs.class_vector}
+    holders = [
+        *_holders(name, logits, inputs.axis),
+        *([] if is_label else _holders(inputs.targets_name, inputs.targets, inputs.axis)),
+        *(Holder(name, array, tuple(range(array.ndim))) for name, array in of_rows.items() if array is not None),
+        *(Holder(name, array, classes=0) for name, array in of_classes.items() if array is not None),
+    ]
+    split = find_split(holders, *names)
     check_same(split, of_rows)
     check_rows_vary(split, logits.hidden if isinstance(logits, Head) else logits, of_rows)
     if isinstance(inputs.targets, Head):
         check_classes_vary(split.class_axes, "teacher_kernel", inputs.targets.kernel)
     inputs = replace(inputs, split=split)
     if num_classes is not None:
-        num_classes = _check_integer("num_classes", num_classes)
+        num_classes = check_integer("num_classes", num_classes)
         most = inputs.classes.number
-        if not 0 < num_classes <= most:
+        is_known = isinstance(most, int)  # and not symbolic
+        if num_classes <= 0 or (is_known and num_classes > most):
             raise ValueError(
                 f"`num_classes` must be in [1, {most}], the number of classes that `{name}` has in all; got "
                 f"{num_classes}."
             )
     return replace(inputs, num_classes=num_classes)
+
+
+def _holders(name: str, logits: Any, axis: int) -> list[Holder]:
+    """Logits, or what a head consists of, as `find_split` takes them."""
+    if not isinstance(logits, Head):
+        return [Holder(name, logits, tuple(i for i in range(logits.ndim) if i != axis), axis)]
+    hidden = Holder("hidden", logits.hidden, tuple(range(logits.hidden.ndim - 1)))
+    bias = [] if logits.bias is None else [Holder("bias", logits.bias, classes=0)]
+    return [hidden, Holder("kernel", logits.kernel, classes=1), *bias]
 
 
 def check_teacher(
@@ -283,7 +297,7 @@ def check_head(
     if softcap is not None:
         softcap = check_scalar(f"{prefix}softcap", softcap, low=0, open_low=True)
     if block_bytes is not None:
-        block_bytes = _check_integer("block_bytes", block_bytes)
+        block_bytes = check_integer("block_bytes", block_bytes)
         if block_bytes <= 0:
             raise ValueError(f"`block_bytes` must be positive; got {block_bytes}.")
     return Head(hidden, kernel, bias, softcap, block_bytes=block_bytes)
@@ -293,7 +307,7 @@ def check_recompute(recompute: Any) -> None:
     """Checks the choice of a backward pass."""
     if not (recompute is None or isinstance(recompute, bool)):
         raise TypeError(
-            f"`recompute` must be True, False or None, known when the function is traced; got {recompute!r}."
+            f"`recompute` must be True, False or None, known when the function is traced; got {shown(recompute)}."
         )
 
 
@@ -320,14 +334,13 @@ def check_teacher_head(
     return _check_mesh(inputs, "hidden · kernel", on_mesh)
 
 
-def check_class_vector(name: str, vector: Any, num_classes: int) -> Any:
-    """Checks a vector over the classes, or None."""
+def _check_class_vector(vector: Any, num_classes: int) -> Any:
     if vector is None:
         return None
-    vector = _check_real(name, vector)
+    vector = _check_real("class_vector", vector)
     if vector.shape != (num_classes,):
         raise ValueError(
-            f"`{name}` must have shape ({num_classes},), one number for each class; got {vector.shape}."
+            f"`class_vector` must have shape ({num_classes},), one number for each class; got {vector.shape}."
             f"{slice_hint(vector.shape, num_classes)}"
         )
     return vector
@@ -357,11 +370,12 @@ def check_labels(targets: Any, num_classes: Any, where: Any) -> LabelInputs:
         if jnp.issubdtype(targets.dtype, jnp.floating):
             hint = " The mass that distributions give to the classes is targets.sum(axis=0)."
         raise TypeError(f"`targets` must be class indices of an integer dtype; got {targets.dtype}.{hint}")
-    num_classes = _check_integer("num_classes", num_classes)
+    num_classes = check_integer("num_classes", num_classes)
     if num_classes <= 0:
         raise ValueError(f"`num_classes` must be positive; got {num_classes}.")
     _, where = check_weights_and_mask(None, where, targets.shape, "`targets`")
     _check_label_values(targets, num_classes, where, None)
+    targets, _ = _narrowed(targets, None)
     return LabelInputs(targets, where, num_classes, find_label_split(targets, where))
 
 
@@ -375,9 +389,8 @@ def check_counts(counts: Any) -> Any:
     is_count = np.isfinite(counts) & (counts >= 0)
     if not is_count.all():
         position = int(np.argmin(is_count))
-        raise ValueError(f"`counts` must be finite and ≥ 0; got {counts[position]} for class {position}.")
-    # JAX would take int64 for int32, and wrap.
-    return counts.astype(np.float32) if jnp.issubdtype(counts.dtype, jnp.integer) else counts
+        raise ValueError(f"`counts` must be finite and ≥ 0; got {counts[position]:g} for class {position}.")
+    return counts
 
 
 def check_log_beta(beta: Any) -> Any:
@@ -409,11 +422,19 @@ def check_weights_and_mask(
     """Checks row weights and mask against the shape of the losses, or what else `holder` is."""
     if weights is not None:
         weights = _check_real("weights", weights)
+        if not jnp.issubdtype(weights.dtype, jnp.floating):
+            raise TypeError(
+                f"`weights` must have a floating dtype, a factor for each loss; got {weights.dtype}. Cast them if "
+                "that is what they are: weights.astype(jnp.float32). Of ids of segments make a mask: where=ids != 0."
+            )
         _check_shape("weights", weights, holder, shape)
     if where is not None:
         where = as_array("where", where)
         if where.dtype != np.bool_:
-            raise TypeError(f"`where` must be boolean; got {where.dtype}. Numbers go into `weights`.")
+            raise TypeError(
+                f"`where` must be boolean; got {where.dtype}. Of a mask that is 0 where nothing counts, pass "
+                "where=mask != 0."
+            )
         _check_shape("where", where, holder, shape)
     return weights, where
 
@@ -422,7 +443,7 @@ def check_broadcast(name: str, value: Any, shape: tuple[int, ...]) -> Any:
     """Checks factors of the elements: they may be stretched to the elements' shape, but never stretch it."""
     if value is None:
         return None
-    if isinstance(value, int | float):
+    if isinstance(value, int | float | np.floating):
         return check_scalar(name, value)
     value = _check_real(name, value)
     try:
@@ -445,9 +466,9 @@ def check_reduction(reduction: str) -> None:
 def check_name(argument: str, value: Any, literal: Any) -> None:
     """Checks that a choice is one of a `Literal`."""
     names = get_args(literal)
-    if value not in names:
+    if not isinstance(value, str) or value not in names:
         listed = ", ".join(repr(name) for name in names[:-1])
-        raise ValueError(f"`{argument}` must be {listed} or {names[-1]!r}; got {value!r}.")
+        raise ValueError(f"`{argument}` must be {listed} or {names[-1]!r}; got {shown(value)}.")
 
 
 def check_scalar(
@@ -459,22 +480,30 @@ def check_scalar(
     open_low: bool = False,
     open_high: bool = False,
 ) -> Any:
-    """Checks a scalar setting: its shape always, its value where it is a Python or NumPy number."""
+    """Checks a scalar setting: its shape always, its value where it is a Python or NumPy number.
+
+    Such a number comes out as a float64, within the range of JAX's widest float. No interval has an infinite end in it.
+    """
     try:
-        value = np.asarray(value) if isinstance(value, float) else as_array(name, value)
+        array = np.asarray(float(value)) if isinstance(value, float | np.floating) else as_array(name, value)
     except TypeError:
-        raise TypeError(f"`{name}` must be a number; got {value!r}.") from None
-    if value.shape != ():
-        raise ValueError(f"`{name}` must be a scalar; got shape {value.shape}.")
-    if jnp.issubdtype(value.dtype, jnp.bool_) or not jnp.issubdtype(value.dtype, jnp.number):
-        raise TypeError(f"`{name}` must be a number; got {value.dtype}.")
-    if isinstance(value, np.ndarray) and not (
-        (low < value if open_low else low <= value) and (value < high if open_high else value <= high)
-    ):
+        raise TypeError(f"`{name}` must be a number; got {shown(value)}.") from None
+    if array.shape != ():
+        raise ValueError(f"`{name}` must be a scalar; got shape {array.shape}.")
+    if not _is_real(array.dtype):
+        raise TypeError(f"`{name}` must be a number; got {array.dtype}.")
+    if not isinstance(array, np.ndarray):
+        return array
+    number, dtype = array.astype(np.float64), jnp.result_type(float)
+    limits = jnp.finfo(dtype)
+    above = low < number if open_low or low == -np.inf else low <= number
+    below = number < high if open_high or high == np.inf else number <= high
+    vanishes = open_low and low < number < low + limits.tiny
+    if not (above and below) or vanishes:
         left, right = "(" if open_low or low == -np.inf else "[", ")" if open_high or high == np.inf else "]"
-        interval = f"{left}{low:g}, {high:g}{right}"
-        raise ValueError(f"`{name}` must be in {interval}; got {value}.")
-    return value
+        hint = f", which is {low:g} in {dtype}" if vanishes else ""
+        raise ValueError(f"`{name}` must be in {left}{low:g}, {high:g}{right}; got {array}{hint}.")
+    return np.clip(number, limits.min, limits.max)
 
 
 def present(value: Any) -> Any:
@@ -484,17 +513,51 @@ def present(value: Any) -> Any:
 
 def as_array(name: str, value: Any) -> Any:
     """A JAX or NumPy array as it is, a NumPy scalar or Python integer as an array; anything else is an error."""
-    if isinstance(value, jax.Array | np.ndarray):
+    if isinstance(value, jax.Array):
         return value
     if hasattr(value, "__jax_array__"):  # a Flax variable
         return value.__jax_array__()
-    if isinstance(value, int | np.generic):
-        return np.asarray(value)
+    if isinstance(value, int | np.generic | np.ndarray):
+        return _as_jax_reads_it(name, value)
     kind = type(value)
     raise TypeError(
         f"`{name}` must be a jax.Array or a NumPy array; got {kind.__module__}.{kind.__qualname__}. "
         f"Wrap it: jnp.asarray({name})."
     )
+
+
+def _as_jax_reads_it(name: str, value: Any) -> np.ndarray:
+    """NumPy's array in the byte order of the machine; an error where JAX has nothing that means the same."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"`{name}` must be an array without a mask of its own, which would be lost. Pass {name}.data, and the rows "
+            f"that count as a boolean `where`."
+        )
+    array = np.asarray(value)
+    if array.dtype.kind in "mM" or array.dtype.char == "g":  # times, which NumPy counts among integers; long doubles
+        wanted = "np.int64" if array.dtype.kind in "mM" else "np.float64"
+        raise TypeError(
+            f"`{name}` must have a dtype that JAX has; got {array.dtype}. Cast them: {name}.astype({wanted})."
+        )
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def unwrapped(array: Any) -> Any:
+    """NumPy integers that JAX would cut to 32 bits as floats instead."""
+    is_wide = isinstance(array, np.ndarray) and array.dtype.kind in "iu" and _dtype_in_jax(array) != array.dtype
+    return array.astype(np.float32) if is_wide else array
+
+
+def _dtype_in_jax(array: np.ndarray) -> np.dtype:
+    """What `jit` makes of a NumPy array's dtype: without x64, 32 bits of 64."""
+    return np.dtype(jax.dtypes.canonicalize_dtype(array.dtype))
+
+
+def shown(value: Any) -> str:
+    """A wrong argument for an error's text, which must stay short."""
+    if hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, np.generic):
+        return f"an array of shape {value.shape} and dtype {value.dtype}"
+    return reprlib.repr(value)
 
 
 def accumulator(*arrays: Any) -> Any:
@@ -514,20 +577,37 @@ def check_floating(name: str, value: Any) -> Any:
 
 def _check_real(name: str, value: Any, *, hint: str = " A mask of rows goes into `where`.") -> Any:
     value = as_array(name, value)
-    if not (jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)):
+    if not _is_real(value.dtype):
         raise TypeError(f"`{name}` must hold real numbers; got {value.dtype}.{hint}")
-    return value
+    return unwrapped(value)
 
 
-def _check_integer(name: str, value: Any) -> int:
+def _is_real(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+
+
+def check_integer(name: str, value: Any) -> int:
+    """Checks a setting that is part of the program."""
     try:
+        if isinstance(value, bool):
+            raise TypeError
         return operator.index(value)
     except TypeError:  # a traced array is a TypeError too
-        raise TypeError(f"`{name}` must be a Python int, known when the function is traced; got {value!r}.") from None
+        raise TypeError(
+            f"`{name}` must be a Python int, known when the function is traced; got {shown(value)}."
+        ) from None
+
+
+def check_power(p: Any) -> int:
+    """Checks the power of a hinge."""
+    p = check_integer("p", p)
+    if p not in (1, 2):
+        raise ValueError(f"`p` must be 1 or 2; got {p}.")
+    return p
 
 
 def check_axis(axis: Any, name: str, shape: tuple[int, ...]) -> int:
-    axis = _check_integer("axis", axis)
+    axis = check_integer("axis", axis)
     if not shape:
         raise ValueError(f"`{name}` must have a class axis; got shape ().")
     if not -len(shape) <= axis < len(shape):
@@ -535,16 +615,70 @@ def check_axis(axis: Any, name: str, shape: tuple[int, ...]) -> int:
     return axis % len(shape)
 
 
+def holds(labels: Any, ignore_index: int) -> bool:
+    """Whether labels of their dtype can be equal to `ignore_index` at all."""
+    limits = jnp.iinfo(labels.dtype)
+    return limits.min <= ignore_index <= limits.max
+
+
+def _check_ignore_index(ignore_index: Any, targets: Any, rows: tuple[int, ...]) -> int:
+    ignore_index = check_integer("ignore_index", ignore_index)
+    if not jnp.issubdtype(targets.dtype, jnp.integer):
+        raise ValueError(
+            f"`ignore_index` needs class indices, and `targets` are probabilities of shape {targets.shape}. "
+            f"Pass `where`, a boolean mask of shape {rows}, to leave rows out."
+        )
+    if not holds(targets, ignore_index):
+        limits = jnp.iinfo(targets.dtype)
+        wrapped = (ignore_index - int(limits.min)) % 2**limits.bits + int(limits.min)
+        raise ValueError(
+            f"`ignore_index` must be a number that `targets` of dtype {targets.dtype} can hold, in [{limits.min}, "
+            f"{limits.max}]; got {ignore_index}, which no row has. Were the labels cast? A cast to {targets.dtype} "
+            f"makes {wrapped} of it."
+        )
+    return ignore_index
+
+
+def _narrowed(targets: Any, ignore_index: int | None) -> tuple[Any, int | None]:
+    """NumPy labels in the dtype that JAX has for them, and `ignore_index` as it is found there.
+
+    Without x64 that has 32 bits, of 64. What they cannot hold must not turn into a class: it becomes a number that is
+    none, and another one where it is ignored.
+    """
+    if not isinstance(targets, np.ndarray) or targets.dtype.kind not in "iu":
+        return targets, ignore_index
+    dtype = _dtype_in_jax(targets)
+    limits = np.iinfo(dtype)
+    if dtype == targets.dtype:
+        return targets, ignore_index
+    fits = (targets >= limits.min) & (targets <= limits.max)
+    if fits.all() and (ignore_index is None or limits.min <= ignore_index <= limits.max):
+        return targets.astype(dtype), ignore_index
+    ignored, wrong = -1, -2
+    narrowed = np.where((targets >= 0) & (targets <= np.iinfo(np.int32).max), targets, wrong).astype(np.int32)
+    if ignore_index is None:
+        return narrowed, None
+    return np.where(targets == ignore_index, np.int32(ignored), narrowed), ignored
+
+
+def _counts_hint(class_weights: Any, rows: tuple[int, ...]) -> str:
+    """What may be wrong with class weights of which there are as many as rows."""
+    if class_weights.shape != rows or not rows:
+        return ""
+    return ", and class weights are made of counts: class_weights(class_counts(targets, num_classes))"
+
+
 def _check_target_dtype(
-    targets: Any, logits_shape: tuple[int, ...], rows: tuple[int, ...], name: str, labels_only: str | None
+    targets: Any, logits_shape: tuple[int, ...], rows: tuple[int, ...], axis: int, name: str, labels_only: str | None
 ) -> None:
     dtype, shape = targets.dtype, targets.shape
+    if labels_only is not None and (shape == logits_shape or not jnp.issubdtype(dtype, jnp.integer)):
+        hint = f" Of one-hot vectors it takes the class: targets.argmax({axis})." if shape == logits_shape else ""
+        raise TypeError(
+            f"`{labels_only}` is defined for class indices: `targets` must be integers of shape {rows}; "
+            f"got {dtype} of shape {shape}.{hint}"
+        )
     if jnp.issubdtype(dtype, jnp.floating):
-        if labels_only is not None:
-            raise TypeError(
-                f"`{labels_only}` is defined for class indices: `targets` must be integers of shape {rows}; "
-                f"got {dtype} of shape {shape}."
-            )
         if shape == rows:
             raise TypeError(
                 f"`targets` of dtype {dtype} are probabilities and must have the shape of `{name}`, {logits_shape}; "
@@ -557,9 +691,10 @@ def _check_target_dtype(
                 f"`{name}`. Probabilities and one-hot vectors are floating: targets.astype(jnp.float32)."
             )
     else:
+        wanted = "jnp.float32" if shape == logits_shape else "jnp.int32"
         raise TypeError(
             f"`targets` must be class indices of an integer dtype, or probabilities of a floating dtype; got {dtype}. "
-            f"Cast them, e.g. targets.astype(jnp.int32)."
+            f"Cast them: targets.astype({wanted})."
         )
 
 
@@ -602,6 +737,8 @@ def _check_shape(name: str, value: Any, holder: str, shape: tuple[int, ...]) -> 
 def _check_label_values(targets: Any, num_classes: int, where: Any, ignore_index: int | None) -> None:
     """NumPy labels are there to be read: a wrong one is an error at once."""
     if not isinstance(targets, np.ndarray) or not jnp.issubdtype(targets.dtype, jnp.integer):
+        return
+    if not isinstance(num_classes, int):  # symbolic, and known when the program runs
         return
     if not (where is None or isinstance(where, np.ndarray)):
         return

@@ -17,7 +17,7 @@ from jaxce._eager import one_program
 from jaxce._inputs import ElementInputs, accumulator, check_floating, check_reduction, check_weights_and_mask
 from jaxce._mesh import over_axes
 from jaxce._rows import silence
-from jaxce._split import check_rows_vary, find_row_split
+from jaxce._split import aligned, check_rows_vary, find_row_split
 from jaxce._types import ElementMask, Elements, MaskPerRow, PerRow, Reduction, RowAxisNames
 
 
@@ -122,6 +122,7 @@ def reduce_losses(
 @partial(jax.jit, static_argnames=("axes", "reduction"), inline=True)
 def _reduce_losses(inputs, *, axes, reduction):
     report_losses(inputs)
+    inputs = aligned(inputs)
     losses, weights, where = inputs.values, inputs.weights, inputs.where
     dtype = accumulator(losses, weights)
     weights = None if weights is None else silence(where, weights.astype(dtype))

@@ -71,16 +71,14 @@ def on_slices(
     settings: Any,
     *,
     per_row: bool,
-    spec: PartitionSpec | None = None,
 ) -> Any:
     """function(inputs, settings), by every device on its slice where the inputs are whole and split over a mesh.
 
     Args:
         function: returns arrays of the rows' shape, or scalars over all rows.
         inputs: checked arguments.
-        settings: a pytree of arrays that are not in them.
+        settings: a pytree of arrays that are not in them and that no mesh splits.
         per_row: whether the result has the rows' shape.
-        spec: how the settings are split; None is not at all.
     """
     split = inputs.split
     report_classes(inputs)
@@ -88,7 +86,7 @@ def on_slices(
         check_same(split, getattr(settings, "_asdict", dict)())
         return function(inputs, settings)
     entered = replace(inputs, split=enter(split))
-    specs = replace(inputs.specs(), split=entered.split), spec or PartitionSpec()
+    specs = replace(inputs.specs(), split=entered.split), PartitionSpec()
     result = split.rows_spec() if per_row else PartitionSpec()
     return over_devices(function, split, (entered, settings), specs, result)
 
@@ -96,7 +94,7 @@ def on_slices(
 def read_classes(inputs: ClassInputs) -> Rows:
     """Puts the arguments of a loss over classes into the form that the losses compute on."""
     logits, targets = (
-        array if isinstance(array, Head) else jnp.asarray(array) for array in (inputs.logits, inputs.targets)
+        array if isinstance(array, Head) else _widened(jnp.asarray(array)) for array in (inputs.logits, inputs.targets)
     )
     counts = inputs.where
     valid = None
@@ -116,6 +114,12 @@ def read_classes(inputs: ClassInputs) -> Rows:
         logits = jnp.moveaxis(logits, inputs.axis, -1)
     rows = Rows(logits, targets, counts, valid, silence(counts, weights), class_weights, inputs.classes)
     return _one_axis_of_rows(rows) if isinstance(logits, Head) else rows
+
+
+def _widened(array: Array) -> Array:
+    """Floats of less than 16 bits as float32: some of them have no infinity, no NaN, or no 0."""
+    is_narrow = jnp.issubdtype(array.dtype, jnp.floating) and jnp.finfo(array.dtype).bits < 16
+    return array.astype(jnp.float32) if is_narrow else array
 
 
 def _one_axis_of_rows(rows: Rows) -> Rows:

@@ -259,7 +259,8 @@ def slice_row(row: Row, *, shares_exp: bool = False) -> Slice:
             e = _without_label(e, row.target, shares_exp=True)
         else:
             # At most 1, and |c − y| is 0 at the label alone; in integers where float32 has no more.
-            number = dtype if num_classes <= 2**24 else row.target.dtype
+            is_exact = isinstance(num_classes, int) and num_classes <= 2**24  # a symbolic number may be larger
+            number = dtype if is_exact else row.target.dtype
             from_label = jnp.abs(jnp.arange(num_classes, dtype=number) - row.target.astype(number))
             e = jnp.minimum(_exp(copies[0]), from_label.astype(dtype))
         # The barrier keeps XLA:CPU from widening all logits for the sake of one.

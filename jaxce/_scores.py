@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxce._eager import one_program
-from jaxce._inputs import check_classes, check_reduction, check_scalar
+from jaxce._inputs import check_classes, check_power, check_reduction, check_scalar
 from jaxce._reduction import MeanParts, reduce_rows
 from jaxce._rows import at_label, loud, on_slices, read_classes, silence
 from jaxce._types import (
@@ -195,8 +195,7 @@ def multi_margin_loss(
         where=where,
         labels_only="multi_margin_loss",
     )
-    if p not in (1, 2):
-        raise ValueError(f"`p` must be 1 or 2; got {p!r}.")
+    p = check_power(p)
     margin = check_scalar("margin", margin)
     check_reduction(reduction)
     return multi_margin_loss_core(inputs, margin, p=p, reduction=reduction)

@@ -4,9 +4,9 @@ Inside `shard_map` arrays are slices already. Whole arrays are taken into `shard
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,39 +59,50 @@ class Split:
 UNSPLIT = Split()
 
 
-def find_split(
-    logits: tuple[str, Any, int], kernel: tuple[str, Any] | None, class_axis_name: Any, batch_axis_name: Any
-) -> Split:
+class Holder(NamedTuple):
+    """An argument whose type may say how rows and classes are split.
+
+    `rows` are its axes that are axes of the rows, `classes` is the axis of the classes, or None.
+    """
+
+    name: str
+    array: Any
+    rows: tuple[int, ...] = ()
+    classes: int | None = None
+
+
+def find_split(holders: Sequence[Holder], class_axis_name: Any, batch_axis_name: Any) -> Split:
     """Which mesh axes split the rows and the classes: those that the caller names, or on an Explicit mesh the types.
 
+    The first argument of which rows or classes are split decides, and the others follow it.
+
     Args:
-        logits: the name, the array, and the class axis: of hidden, that of the features.
-        kernel: the name and the array (features, classes), if there is one.
+        holders: the logits, or hidden and kernel, first.
         class_axis_name: what the caller said.
         batch_axis_name: what the caller said.
     """
-    name, array, axis = logits
-    held_name, held, held_axis = (name, array, axis) if kernel is None else (*kernel, 1)
-    typed = _mesh_of_types(array, held)
+    first, held = holders[0], next(holder for holder in holders if holder.classes is not None)
+    typed = _mesh_of_types(*(holder.array for holder in holders))
     named = _split_by_names(batch_axis_name, class_axis_name, typed)
-    types = _explicit(array)
-    typed_rows = tuple(_without(names, named.classes) for names in types[:axis] + types[axis + 1 :])
-    rows = named.rows or typed_rows
+    types = [(holder, _explicit(holder.array)) for holder in holders]
+    of_rows = (tuple(_without(split[axis], named.classes) for axis in holder.rows) for holder, split in types)
+    rows = named.rows or next((split for split in of_rows if any(split)), ())
     taken = tuple(name for names in rows for name in names)
-    classes = named.classes or _without(_explicit(held)[held_axis], taken)
+    of_classes = (_without(split[holder.classes], taken) for holder, split in types if holder.classes is not None)
+    classes = named.classes or next((names for names in of_classes if names), ())
     names = {*taken, *classes}
-    if not names:
+    if not names and not any(any(split) for _, split in types):
         return UNSPLIT
     mesh = typed or jax.sharding.get_abstract_mesh()
     manual = set(mesh.manual_axes)
     if not names <= set(mesh.axis_names):
         raise ValueError(
-            f"`{name}` and `{held_name}` are split over {_listed(names)} by their types, and the mesh in force has "
-            f"{_listed(mesh.axis_names)}. Put both on one mesh."
+            f"`{first.name}` and `{held.name}` are split over {_listed(names)} by their types, and the mesh in force "
+            f"has {_listed(mesh.axis_names)}. Put both on one mesh."
         )
     if not manual:
         split = Split(rows, classes, is_whole=True, mesh=typed)
-        _check_division(split, name, array.shape[:axis] + array.shape[axis + 1 :], held_name, held.shape[held_axis])
+        _check_division(split, first, held)
         return split
     if names - manual:
         raise ValueError(
@@ -99,7 +110,7 @@ def find_split(
             f"arguments over {_listed(manual)} alone. Pass it axis_names={{{_listed(names | manual)}}}, and split the "
             "arguments by its in_specs."
         )
-    check_classes_vary(classes, held_name, held)
+    check_classes_vary(classes, held.name, held.array)
     return Split(rows, classes)
 
 
@@ -246,7 +257,9 @@ def _listed(names: Any) -> str:
     return ", ".join(repr(name) for name in sorted(names))
 
 
-def _check_division(split: Split, name: str, rows: tuple[int, ...], holder: str, num_classes: int) -> None:
+def _check_division(split: Split, first: Holder, held: Holder) -> None:
+    name, rows = first.name, tuple(first.array.shape[axis] for axis in first.rows)
+    num_classes = held.array.shape[held.classes]
     shape = (split.mesh or jax.sharding.get_abstract_mesh()).shape
     if len(split.rows) > len(rows):
         raise ValueError(
@@ -262,8 +275,8 @@ def _check_division(split: Split, name: str, rows: tuple[int, ...], holder: str,
     count = math.prod(shape[axis] for axis in split.classes)
     if num_classes % count:
         raise ValueError(
-            f"{count} devices along {_listed(split.classes)} cannot share {num_classes} classes of `{holder}` evenly. "
-            f"Fill them up to {-(-num_classes // count) * count} and pass num_classes={num_classes}."
+            f"{count} devices along {_listed(split.classes)} cannot share {num_classes} classes of `{held.name}` "
+            f"evenly. Fill them up to {-(-num_classes // count) * count} and pass num_classes={num_classes}."
         )
 
 
@@ -278,6 +291,30 @@ def over_devices(function: Callable[..., Any], split: Split, arguments: Any, spe
     )
     arguments = jax.tree.map(lambda array, spec: _retype(array, mesh, spec), arguments, specs)
     return jax.shard_map(function, mesh=split.mesh, in_specs=specs, out_specs=out_specs)(*arguments)
+
+
+def aligned(tree: Any) -> Any:
+    """Arrays that broadcast to one shape, all split over the Explicit mesh as the first that has it is."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
+    ndim = max(map(jnp.ndim, leaves), default=0)
+    splits = [_explicit(leaf) for leaf in leaves if leaf.ndim == ndim]
+    split = next((split for split in splits if any(split)), None)
+    if split is None:
+        return tree
+    mesh = _mesh_of_types(*leaves) or jax.sharding.get_abstract_mesh()
+
+    def follow(array):
+        axes = split[ndim - jnp.ndim(array) :]
+        names = [() if length == 1 else axis for axis, length in zip(axes, jnp.shape(array), strict=True)]
+        return _retype(array, mesh, PartitionSpec(*names))
+
+    return jax.tree.map(follow, tree)
+
+
+def whole(array: Any) -> Any:
+    """The array on every device, of an Explicit mesh that splits it."""
+    mesh = _mesh_of_types(array) or jax.sharding.get_abstract_mesh()
+    return _retype(array, mesh, PartitionSpec())
 
 
 def _retype(array: Any, mesh: AbstractMesh, spec: PartitionSpec) -> Any:

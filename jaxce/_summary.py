@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxce._eager import one_program
 from jaxce._head import HeadRows, measure_head
-from jaxce._inputs import Head, OnMesh, accumulator, check_class_vector, check_classes, check_head
+from jaxce._inputs import Head, OnMesh, accumulator, check_classes, check_head
 from jaxce._mesh import vary_rule
 from jaxce._rows import Rows, loud, on_slices, read_classes, silence
 from jaxce._rule import ROW_AXES, Numbers, Row, measure, row_maximum, without_padding
@@ -105,10 +105,10 @@ def summarize(
         targets,
         axis=axis,
         where=where,
+        class_vector=class_vector,
         on_mesh=OnMesh(num_classes, class_axis_name, batch_axis_name),
     )
-    class_vector = check_class_vector("class_vector", class_vector, inputs.logits.shape[inputs.axis])
-    return _summarize(inputs, class_vector)
+    return _summarize(inputs)
 
 
 @one_program
@@ -164,20 +164,22 @@ def summarize_linear(
         head,
         targets,
         where=where,
+        class_vector=class_vector,
         on_mesh=OnMesh(num_classes, class_axis_name, batch_axis_name),
     )
-    return _summarize(inputs, check_class_vector("class_vector", class_vector, head.shape[-1]))
+    return _summarize(inputs)
 
 
 @jax.jit
-def _summarize(inputs, class_vector):
-    def summarize_slice(inputs, class_vector):
-        summary = summarize_rows(read_classes(inputs), class_vector=class_vector)
+def _summarize(inputs):
+    def summarize_slice(inputs, _):
+        vector = None if inputs.class_vector is None else jnp.asarray(inputs.class_vector)
+        summary = summarize_rows(read_classes(inputs), class_vector=vector)
         if not isinstance(inputs.logits, Head):
             return summary
         return jax.tree.map(lambda number: jnp.reshape(number, inputs.logits.shape[:-1]), summary)
 
-    return on_slices(summarize_slice, inputs, class_vector, spec=inputs.split.classes_spec(), per_row=True)
+    return on_slices(summarize_slice, inputs, None, per_row=True)
 
 
 def summarize_rows(rows: Rows, *, class_vector: _Class | None = None, target_weights: _Class | None = None) -> Summary:

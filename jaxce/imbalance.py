@@ -33,7 +33,7 @@ from jaxce._mesh import over_axes
 from jaxce._reduction import MeanParts
 from jaxce._rows import Rows, loud, silence
 from jaxce._slice import softmax
-from jaxce._split import enter, over_devices
+from jaxce._split import enter, over_devices, whole
 from jaxce._types import (
     ClassCounts,
     Costs,
@@ -228,7 +228,7 @@ def _logit_adjustment(counts, tau):
 def _fill(counts: Any) -> tuple[Float[Array, " classes"], Bool[Array, " classes"]]:
     """Counts without a 0, and which of them were none: all, if none was counted."""
     dtype = accumulator(counts)
-    counts = jnp.asarray(counts).astype(dtype)
+    counts = whole(jnp.asarray(counts)).astype(dtype)
     counts = jnp.where(jnp.all((counts >= 0) & (counts < jnp.inf)), counts, jnp.nan)
     counted = counts != 0
     is_any = jnp.any(counted)
@@ -327,7 +327,7 @@ def expected_cost(
 
 @partial(jax.jit, static_argnames="reduction", inline=True)
 def _expected_cost(inputs, costs, *, reduction):
-    return reduce_class_loss(_ExpectedCost(costs), with_dtype_of(inputs, costs), reduction=reduction)
+    return reduce_class_loss(_ExpectedCost(whole(costs)), with_dtype_of(inputs, costs), reduction=reduction)
 
 
 #     p   the softmax          k   costs of the row's true class          k_m   that of the most probable class

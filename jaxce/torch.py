@@ -30,16 +30,22 @@ from jaxce._inputs import (
     check_elements,
     check_floating,
     check_head,
+    check_integer,
+    check_name,
+    check_power,
     check_scalar,
+    holds,
     present,
 )
 from jaxce._linear import recomputes, reduce_linear_loss
 from jaxce._losses import CrossEntropy, reduce_class_loss
 from jaxce._reduction import reduce_rows
 from jaxce._scores import multi_margin_loss_core, nll_loss_core
+from jaxce._split import aligned
 from jaxce._types import ArrayLike, ClassVector, Distributions, Elements, Hidden, Labels, Logits, Scalar
 
 _Reduction = Literal["none", "mean", "sum"]
+_BatchReduction = Literal["none", "mean", "sum", "batchmean"]
 
 _NAMES = {
     "logits": "input",
@@ -122,13 +128,14 @@ def cross_entropy(
         https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.cross_entropy.html
     """
     how = _check_reduction(reduction, size_average, reduce)
-    is_distribution = jnp.issubdtype(as_array("targets", target).dtype, jnp.floating)
+    target = as_array("targets", target)
+    is_distribution = jnp.issubdtype(target.dtype, jnp.floating)
     inputs = check_classes(
         input,
         target,
         axis=_class_axis(input),
         class_weights=weight,
-        ignore_index=None if is_distribution and ignore_index < 0 else ignore_index,
+        ignore_index=None if is_distribution and ignore_index < 0 else _held(ignore_index, target),
     )
     label_smoothing = check_scalar("label_smoothing", label_smoothing, low=0, high=1)
     return reduce_class_loss(CrossEntropy(present(label_smoothing)), inputs, reduction=how)
@@ -185,14 +192,15 @@ def linear_cross_entropy(
             f"`linear_weight` must have shape (C, D), with D the last axis of `input`; got {linear_weight.shape} with "
             f"`input` of shape {input.shape}."
         )
-    is_distribution = jnp.issubdtype(as_array("targets", target).dtype, jnp.floating)
+    target = as_array("targets", target)
+    is_distribution = jnp.issubdtype(target.dtype, jnp.floating)
     if ignore_index is None and not is_distribution:
         ignore_index = -100
     inputs = check_classes(
         check_head(input, linear_weight.T, linear_bias, None),
         target,
         class_weights=weight,
-        ignore_index=ignore_index,
+        ignore_index=_held(ignore_index, target),
     )
     label_smoothing = check_scalar("label_smoothing", label_smoothing, low=0, high=1)
     recompute = recomputes(None, inputs)
@@ -241,12 +249,13 @@ def nll_loss(
         https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.nll_loss.html
     """
     how = _check_reduction(reduction, size_average, reduce)
+    target = as_array("targets", target)
     inputs = check_classes(
         input,
         target,
         axis=_class_axis(input),
         class_weights=weight,
-        ignore_index=ignore_index,
+        ignore_index=_held(ignore_index, target),
         labels_only="nll_loss",
         name="log_probs",
     )
@@ -305,8 +314,7 @@ def multi_margin_loss(
     inputs = check_classes(
         input, target, axis=_class_axis(input), class_weights=weight, labels_only="multi_margin_loss"
     )
-    if p not in (1, 2):
-        raise ValueError(f"`p` must be 1 or 2; got {p!r}.")
+    p = check_power(p)
     margin = check_scalar("margin", margin)
     return multi_margin_loss_core(inputs, margin, p=p, reduction=how)
 
@@ -361,6 +369,7 @@ def binary_cross_entropy_with_logits(
 
 @functools.partial(jax.jit, static_argnames="reduction", inline=True)
 def _binary(inputs, weight, pos_weight, *, reduction):
+    inputs, weight, pos_weight = aligned((inputs, weight, pos_weight))
     losses = binary_cross_entropy_core(inputs, pos_weight, None, reduction="none")
     if weight is not None:
         losses *= weight.astype(losses.dtype)
@@ -459,7 +468,7 @@ def kl_div(
     target: Elements,
     size_average: bool | None = None,
     reduce: bool | None = None,
-    reduction: Literal["none", "mean", "sum", "batchmean"] = "mean",
+    reduction: _BatchReduction = "mean",
     log_target: bool = False,
 ) -> Array:
     r"""`torch.nn.functional.kl_div`. From logits see `jaxce.distillation_loss`, which is more accurate.
@@ -495,11 +504,9 @@ def kl_div(
     References:
         https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.kl_div.html
     """
+    how = _check_reduction(reduction, size_average, reduce, names=_BatchReduction)
     by_batch = reduction == "batchmean"
-    if by_batch and size_average is None and reduce is None:
-        how = "sum"
-    else:
-        how = _check_reduction(reduction, size_average, reduce, names=("none", "mean", "sum", "batchmean"))
+    how = "sum" if how == "batchmean" else how
     inputs = check_elements("predictions", input, target, None, None)
     return _kl_div(inputs, log_target=bool(log_target), by_batch=by_batch, reduction=how)
 
@@ -508,6 +515,7 @@ def kl_div(
 def _kl_div(inputs, *, log_target, by_batch, reduction):
     from jax.scipy.special import xlogy  # not part of `import jax`
 
+    inputs = aligned(inputs)
     dtype = accumulator(inputs.values, inputs.targets)
     log_probs, target = inputs.values.astype(dtype), inputs.targets.astype(dtype)
     mass = jnp.exp(target) if log_target else target
@@ -600,6 +608,13 @@ def _apply(input, *, function, dim, dtype):
     return function(values.reshape(1), axis=dim).reshape(()) if values.ndim == 0 else function(values, axis=dim)
 
 
+def _held(ignore_index: int | None, labels: Any) -> int | None:
+    """None where labels cannot be `ignore_index`, as bytes cannot be PyTorch's −100: then nothing is ignored."""
+    if ignore_index is None or not jnp.issubdtype(labels.dtype, jnp.integer):
+        return ignore_index
+    return ignore_index if holds(labels, check_integer("ignore_index", ignore_index)) else None
+
+
 def _class_axis(input: Any) -> int:
     return min(np.ndim(input) - 1, 1) if np.ndim(input) else 0
 
@@ -608,11 +623,10 @@ def _check_reduction(
     reduction: str,
     size_average: bool | None,
     reduce: bool | None,
-    names: tuple[str, ...] = ("none", "mean", "sum"),
+    names: Any = _Reduction,
 ) -> str:
     """The name of the reduction here: "ratio" is the mean that is NaN over nothing."""
-    if reduction not in names:
-        raise ValueError(f"`reduction` must be {', '.join(map(repr, names[:-1]))} or {names[-1]!r}; got {reduction!r}.")
+    check_name("reduction", reduction, names)
     if size_average is not None or reduce is not None:
         by_flags = "sum" if size_average is False else "mean"
         reduction = "none" if reduce is False else by_flags

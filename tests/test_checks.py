@@ -1,6 +1,8 @@
-"""Under checkify a wrong value is an error that names argument, value and position; without it nothing is compiled."""
+"""Under `debug_checks` and checkify a wrong value is an error that names it; without the first nothing is traced."""
 
+import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,6 @@ from jax.experimental import checkify
 from marks import daily
 
 import jaxce
-from jaxce import _eager
 
 LOGITS = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 5)), jnp.float32)
 LABELS = jnp.array([[1, 0, 3], [2, 4, 4]])
@@ -128,6 +129,12 @@ CASES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def checks():
+    with jaxce.debug_checks():
+        yield
+
+
 DAILY = {"label", "label that is counted", "weight", "mass", "hidden", "prediction"}
 
 
@@ -173,17 +180,18 @@ def test_padding_is_not_looked_at():
     assert jnp.isfinite(value)
 
 
-def test_until_checkify_is_imported_no_program_has_an_effect(monkeypatch):
-    """JAX dispatches programs with an effect from Python; a trace from before the import must not be used after it."""
-
-    def effects():
-        return jax.make_jaxpr(jax.grad(jaxce.cross_entropy))(LOGITS, LABELS).effects
-
-    assert effects()
-    with monkeypatch.context() as before_the_import:
-        before_the_import.delitem(sys.modules, "jax.experimental.checkify")
-        assert not effects()
-    assert effects()
+def test_checks_are_in_a_program_where_they_are_asked_for():
+    """A trace from outside is not used inside, nor the other way round."""
+    step = jax.jit(jaxce.cross_entropy)
+    error = checkify.checkify(step)(LOGITS, LABELS.at[0, 0].set(9))[0].get()
+    with jaxce.debug_checks(False):
+        outside = checkify.checkify(step)(LOGITS, LABELS.at[0, 0].set(9))[0].get()
+        assert not jax.make_jaxpr(step)(LOGITS, LABELS).effects
+    assert error.startswith("`targets` must be class indices in [0, 5); got 9")
+    assert outside is None
+    assert jax.make_jaxpr(step)(LOGITS, LABELS).effects
+    with pytest.raises(TypeError, match=r"^`enabled` must be True or False; got Array"):
+        jaxce.debug_checks(jnp.array(True))
 
 
 def test_without_checkify_nothing_is_compiled():
@@ -191,13 +199,55 @@ def test_without_checkify_nothing_is_compiled():
         return jaxce.cross_entropy(logits, labels, weights=weights, class_weights=class_weights)
 
     costs = []
-    for is_eager in (False, True):  # with the checks in the traced program, and without
-        token = _eager._is_eager.set(is_eager)
-        try:
-            lowered = jax.jit(jax.grad(loss)).lower(LOGITS, LABELS, ONES, jnp.ones(5))
-        finally:
-            _eager._is_eager.reset(token)
-        compiled = lowered.compile()
+    for enabled in (False, True):  # with the checks in the traced program, and without
+        with jaxce.debug_checks(enabled):
+            compiled = jax.jit(jax.grad(loss)).lower(LOGITS, LABELS, ONES, jnp.ones(5)).compile()
         costs.append((compiled.cost_analysis(), compiled.memory_analysis().temp_size_in_bytes))
     assert costs[0] == costs[1]
     assert costs[0][0]["flops"] > 0
+
+
+# What a program does must not depend on what someone imported.
+SCRIPTS = {
+    "export": """
+for name, loss in CALLS.items():
+    leaves = jax.jit(lambda *arguments: jax.tree.leaves(loss(*arguments)))
+    exported = jax.export.export(leaves)(*arguments)
+    again = jax.export.deserialize(exported.serialize())
+    jax.tree.map(np.testing.assert_array_equal, again.call(*arguments), leaves(*arguments))
+""",
+    "vmap of nothing": """
+for name, loss in CALLS.items():
+    nothing = jax.tree.map(lambda array: jnp.zeros((0, *jnp.shape(array)), jnp.result_type(array)), arguments)
+    assert all(leaf.shape[0] == 0 for leaf in jax.tree.leaves(jax.jit(jax.vmap(loss))(*nothing)))
+""",
+    "dispatch": """
+def python_calls(function):
+    function(*arguments), function(*arguments)
+    calls = []
+    sys.setprofile(lambda frame, event, _: event == "call" and calls.append(frame.f_code.co_name))
+    function(*arguments)
+    sys.setprofile(None)
+    return calls
+
+for name, loss in CALLS.items():
+    assert not jax.make_jaxpr(loss)(*arguments).effects
+    assert len(python_calls(jax.jit(loss))) <= 1  # which makes the record that a program in parts returns
+""",
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_importing_checkify_changes_nothing(name):
+    script = """
+import sys
+import jax, jax.export, jax.experimental.checkify
+import jax.numpy as jnp
+import numpy as np
+from test_calls import CALLS
+
+ones = jnp.ones((7, 3), jnp.float32)
+arguments = (ones, ones / 4, jnp.zeros(7, jnp.int32), jnp.float32(0.1))
+"""
+    command = [sys.executable, "-c", script + SCRIPTS[name]]
+    subprocess.run(command, check=True, cwd=Path(__file__).parent)

@@ -265,8 +265,26 @@ CASES = {
     "bool targets": (
         _ce(LOGITS, jnp.zeros(8, bool)),
         TypeError,
-        "`targets` must be class indices of an integer dtype, or probabilities of a floating dtype; got bool. Cast them, "
-        "e.g. targets.astype(jnp.int32).",
+        "`targets` must be class indices of an integer dtype, or probabilities of a floating dtype; got bool. Cast them: "
+        "targets.astype(jnp.int32).",
+    ),
+    "bool one-hot": (
+        _ce(LOGITS, jnp.zeros((8, 10), bool)),
+        TypeError,
+        "`targets` must be class indices of an integer dtype, or probabilities of a floating dtype; got bool. Cast them: "
+        "targets.astype(jnp.float32).",
+    ),
+    "bool one-hot of a loss of labels": (
+        lambda: jaxce.poly_loss(LOGITS, jnp.zeros((8, 10), bool)),
+        TypeError,
+        "`poly_loss` is defined for class indices: `targets` must be integers of shape (8,); got bool of shape (8, 10). "
+        "Of one-hot vectors it takes the class: targets.argmax(1).",
+    ),
+    "integer one-hot of a loss of labels": (
+        lambda: jaxce.nll_loss(LOGITS, jnp.zeros((8, 10), int)),
+        TypeError,
+        "`nll_loss` is defined for class indices: `targets` must be integers of shape (8,); got int32 of shape (8, 10). "
+        "Of one-hot vectors it takes the class: targets.argmax(1).",
     ),
     "integer logits": (
         _ce(jnp.zeros((8, 10), jnp.int32), LABELS),
@@ -298,7 +316,7 @@ CASES = {
         _ce(LOGITS, LABELS, class_weights=jnp.ones(8)),
         ValueError,
         "`class_weights` must have shape (10,), one weight for each class along axis 1 of `logits`; got (8,). Weights of "
-        "rows go into `weights`.",
+        "rows go into `weights`, and class weights are made of counts: class_weights(class_counts(targets, num_classes)).",
     ),
     "class weights that are a mask": (
         _ce(LOGITS, LABELS, class_weights=jnp.ones(10, bool)),
@@ -319,7 +337,103 @@ CASES = {
     "where of numbers": (
         _ce(LOGITS, LABELS, where=jnp.ones(8)),
         TypeError,
-        "`where` must be boolean; got float32. Numbers go into `weights`.",
+        "`where` must be boolean; got float32. Of a mask that is 0 where nothing counts, pass where=mask != 0.",
+    ),
+    "where of 0 and 1": (
+        lambda: jaxce.reduce_losses(jnp.zeros(8), where=LABELS),
+        TypeError,
+        "`where` must be boolean; got int32. Of a mask that is 0 where nothing counts, pass where=mask != 0.",
+    ),
+    "weights that are ids": (
+        _ce(LOGITS, LABELS, weights=LABELS),
+        TypeError,
+        "`weights` must have a floating dtype, a factor for each loss; got int32. Cast them if that is what they are: "
+        "weights.astype(jnp.float32). Of ids of segments make a mask: where=ids != 0.",
+    ),
+    "an ignore_index that labels cannot hold": (
+        _ce(LOGITS, np.full(8, 255, np.uint8), ignore_index=-1),
+        ValueError,
+        "`ignore_index` must be a number that `targets` of dtype uint8 can hold, in [0, 255]; got -1, which no row has. "
+        "Were the labels cast? A cast to uint8 makes 255 of it.",
+    ),
+    "an ignore_index of 64 bits on a device": (
+        lambda: jax.jit(lambda y: jaxce.cross_entropy(LOGITS, y, ignore_index=-(2**63)))(LABELS),
+        ValueError,
+        "`ignore_index` must be a number that `targets` of dtype int32 can hold, in [-2147483648, 2147483647]; got "
+        "-9223372036854775808, which no row has. Were the labels cast? A cast to int32 makes 0 of it.",
+    ),
+    "labels with a mask of their own": (
+        _ce(LOGITS, np.ma.masked_equal(np.zeros(8, int), 0)),
+        TypeError,
+        "`targets` must be an array without a mask of its own, which would be lost. Pass targets.data, and the rows that "
+        "count as a boolean `where`.",
+    ),
+    "times": (
+        _ce(LOGITS, np.zeros(8, "m8[s]")),
+        TypeError,
+        "`targets` must have a dtype that JAX has; got timedelta64[s]. Cast them: targets.astype(np.int64).",
+    ),
+    "long doubles": (
+        lambda: jaxce.mse_loss(np.zeros(8, np.longdouble), np.zeros(8)),
+        TypeError,
+        f"`predictions` must have a dtype that JAX has; got {np.dtype(np.longdouble)}. Cast them: "
+        "predictions.astype(np.float64).",
+    ),
+    "an array for a reduction": (
+        _ce(LOGITS, LABELS, reduction=jnp.ones(8)),
+        ValueError,
+        "`reduction` must be 'none', 'sum', 'mean' or 'parts'; got an array of shape (8,) and dtype float32.",
+    ),
+    "a long text for a reduction": (
+        _ce(LOGITS, LABELS, reduction="mean" * 99),
+        ValueError,
+        "`reduction` must be 'none', 'sum', 'mean' or 'parts'; got 'meanmeanmean...nmeanmeanmean'.",
+    ),
+    "a list for a number": (
+        _ce(LOGITS, LABELS, z_loss=[0.1] * 99),
+        TypeError,
+        "`z_loss` must be a number; got [0.1, 0.1, 0.1, 0.1, 0.1, 0.1, ...].",
+    ),
+    "an array for an axis": (
+        _ce(LOGITS, LABELS, axis=np.zeros(99)),
+        TypeError,
+        "`axis` must be a Python int, known when the function is traced; got an array of shape (99,) and dtype float64.",
+    ),
+    "a bool for an axis": (
+        _ce(LOGITS, LABELS, axis=True),
+        TypeError,
+        "`axis` must be a Python int, known when the function is traced; got True.",
+    ),
+    "an array for recompute": (
+        lambda: jaxce.linear_cross_entropy(LOGITS, jnp.eye(10), LABELS, recompute=jnp.ones(99)),
+        TypeError,
+        "`recompute` must be True, False or None, known when the function is traced; got an array of shape (99,) and "
+        "dtype float32.",
+    ),
+    "an infinite softcap": (
+        lambda: jaxce.linear_cross_entropy(LOGITS, jnp.eye(10), LABELS, softcap=np.inf),
+        ValueError,
+        "`softcap` must be in (0, inf); got inf.",
+    ),
+    "an infinite temperature": (
+        lambda: jaxce.distillation_loss(LOGITS, LOGITS, temperature=np.float32(np.inf)),
+        ValueError,
+        "`temperature` must be in (0, inf); got inf.",
+    ),
+    "a temperature that vanishes": (
+        lambda: jaxce.distillation_loss(LOGITS, LOGITS, temperature=1e-40),
+        ValueError,
+        "`temperature` must be in (0, inf); got 1e-40, which is 0 in float32.",
+    ),
+    "an infinite tau": (
+        lambda: jaxce.imbalance.logit_adjustment(np.array([3, 2]), tau=-np.inf),
+        ValueError,
+        "`tau` must be in (-inf, inf); got -inf.",
+    ),
+    "a complex number": (
+        _ce(LOGITS, LABELS, z_loss=np.complex64(1)),
+        TypeError,
+        "`z_loss` must be a number; got complex64.",
     ),
     "ignore_index with probabilities": (
         _ce(LOGITS, TARGETS, ignore_index=-100),
@@ -358,12 +472,13 @@ CASES = {
     "focal loss of distributions": (
         lambda: jaxce.focal_loss(LOGITS, TARGETS),
         TypeError,
-        "`focal_loss` is defined for class indices: `targets` must be integers of shape (8,); got float32 of shape (8, 10).",
+        "`focal_loss` is defined for class indices: `targets` must be integers of shape (8,); got float32 of shape (8, 10). "
+        "Of one-hot vectors it takes the class: targets.argmax(1).",
     ),
-    "poly loss of distributions": (
-        lambda: jaxce.poly_loss(LOGITS, TARGETS),
+    "poly loss of float labels": (
+        lambda: jaxce.poly_loss(LOGITS, jnp.zeros(8)),
         TypeError,
-        "`poly_loss` is defined for class indices: `targets` must be integers of shape (8,); got float32 of shape (8, 10).",
+        "`poly_loss` is defined for class indices: `targets` must be integers of shape (8,); got float32 of shape (8,).",
     ),
     "negative gamma": (
         lambda: jaxce.focal_loss(LOGITS, LABELS, gamma=-1),
@@ -384,6 +499,16 @@ CASES = {
         lambda: jaxce.multi_margin_loss(LOGITS, LABELS, p=3),
         ValueError,
         "`p` must be 1 or 2; got 3.",
+    ),
+    "margin loss with an array for p": (
+        lambda: jaxce.torch.multi_margin_loss(LOGITS, LABELS, p=jnp.ones(2)),
+        TypeError,
+        "`p` must be a Python int, known when the function is traced; got an array of shape (2,) and dtype float32.",
+    ),
+    "margin loss with a bool for p": (
+        lambda: jaxce.multi_margin_loss(LOGITS, LABELS, p=True),
+        TypeError,
+        "`p` must be a Python int, known when the function is traced; got True.",
     ),
     "log-probabilities are named": (
         lambda: jaxce.nll_loss(jnp.zeros((8, 10), jnp.int8), LABELS),
@@ -512,6 +637,11 @@ CASES = {
         lambda: jaxce.imbalance.expected_cost(LOGITS, LABELS, jnp.ones(10)),
         ValueError,
         "`costs` must have shape (10, 10), a row for each true class and a column for each predicted one; got (10,).",
+    ),
+    "a reduction of PyTorch that is an array": (
+        lambda: jaxce.torch.kl_div(LOGITS, TARGETS, reduction=np.ones(2)),
+        ValueError,
+        "`reduction` must be 'none', 'mean', 'sum' or 'batchmean'; got an array of shape (2,) and dtype float64.",
     ),
     "PyTorch's names": (
         lambda: jaxce.torch.cross_entropy(LOGITS, LABELS, weight=jnp.ones(8)),

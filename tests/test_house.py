@@ -66,14 +66,14 @@ def _standard_library():
     return {
         "ast",
         "collections",
-        "contextvars",
+        "contextlib",
         "dataclasses",
         "functools",
         "inspect",
         "math",
-        "sys",
         "operator",
         "re",
+        "reprlib",
         "typing",
         "warnings",
     }
