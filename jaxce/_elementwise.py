@@ -115,7 +115,7 @@ def binary_cross_entropy_core(inputs, pos_weight, label_smoothing, *, reduction)
     if label_smoothing is not None:
         epsilon = label_smoothing.astype(dtype)
         t = t * (1 - epsilon) + epsilon / 2
-    positive = jnp.ones((), dtype) if pos_weight is None else pos_weight.astype(dtype)
+    positive = jnp.ones((), dtype) if pos_weight is None else with_ndim(pos_weight, z.ndim).astype(dtype)
     return _reduce(_binary(z, t, positive), inputs, dtype, reduction)
 
 
@@ -366,6 +366,11 @@ def _read(inputs: ElementInputs, *others):
     report_elements(inputs)
     dtype = accumulator(inputs.values, inputs.targets, inputs.weights, *others)
     return *(silence(inputs.where, x.astype(dtype)) for x in (inputs.values, inputs.targets)), dtype
+
+
+def with_ndim(factor: Array, ndim: int) -> Array:
+    """A factor that broadcasts, with leading axes of length 1 for those that it lacks."""
+    return jnp.expand_dims(factor, range(ndim - factor.ndim))
 
 
 def _reduce(losses, inputs: ElementInputs, dtype, reduction):

@@ -199,7 +199,7 @@ def finish(products: Float[Array, "rows classes"], head: Head) -> Float[Array, "
     """The logits, from the products of hidden and kernel."""
     logits, dtype = products, products.dtype
     if head.bias is not None:
-        logits += head.bias.astype(dtype)
+        logits += head.bias.astype(dtype)[None]
     if head.softcap is not None:
         logits = _soft_cap(logits, jnp.minimum(head.softcap.astype(dtype), jnp.finfo(dtype).max))
     return logits if head.temperature is None else soften(logits, head.temperature.astype(dtype))
@@ -223,7 +223,8 @@ def _push_soften(primals, tangents):
 def _soft_cap(logits: Float[Array, "rows classes"], softcap: Float[Array, ""]) -> Float[Array, "rows classes"]:
     """The capped logits. Where the tanh rounds to its argument they are the logits: the argument may underflow."""
     ratio = logits / softcap
-    return jnp.where(_is_small(ratio), logits, softcap * jnp.tanh(ratio))
+    is_small = jnp.abs(ratio) < jnp.finfo(ratio.dtype).eps ** 0.5 / 2
+    return jnp.where(is_small, logits, softcap * jnp.tanh(ratio))
 
 
 @_soft_cap.defjvp
@@ -237,13 +238,10 @@ def _push_soft_cap(primals, tangents):
     capped = _soft_cap(logits, softcap)
     t, ratio = capped / softcap, _finite(logits) / softcap
     slope = (1 - t) * (1 + t)
-    by_softcap = jnp.where(_is_small(ratio), 2 / 3 * ratio**3, t - ratio * slope)
+    # The difference has no digits where it is small: there by its series.
+    series = ratio**3 * (2 / 3 - 8 / 15 * ratio**2)
+    by_softcap = jnp.where(jnp.abs(ratio) < jnp.finfo(t.dtype).eps ** (1 / 6), series, t - ratio * slope)
     return capped, slope * d_logits + by_softcap * d_softcap
-
-
-def _is_small(ratio: Array) -> Array:
-    """Whether tanh rounds to its argument."""
-    return jnp.abs(ratio) < jnp.finfo(ratio.dtype).eps ** 0.5 / 2
 
 
 def _finite(logits: Array) -> Array:

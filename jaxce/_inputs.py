@@ -236,7 +236,7 @@ def _check_mesh(inputs: ClassInputs, name: str, on_mesh: OnMesh) -> ClassInputs:
         if num_classes <= 0 or (is_known and num_classes > most):
             raise ValueError(
                 f"`num_classes` must be in [1, {most}], the number of classes that `{name}` has in all; got "
-                f"{num_classes}."
+                f"{shown(num_classes)}."
             )
     return replace(inputs, num_classes=num_classes)
 
@@ -299,7 +299,7 @@ def check_head(
     if block_bytes is not None:
         block_bytes = check_integer("block_bytes", block_bytes)
         if block_bytes <= 0:
-            raise ValueError(f"`block_bytes` must be positive; got {block_bytes}.")
+            raise ValueError(f"`block_bytes` must be positive; got {shown(block_bytes)}.")
     return Head(hidden, kernel, bias, softcap, block_bytes=block_bytes)
 
 
@@ -372,7 +372,7 @@ def check_labels(targets: Any, num_classes: Any, where: Any) -> LabelInputs:
         raise TypeError(f"`targets` must be class indices of an integer dtype; got {targets.dtype}.{hint}")
     num_classes = check_integer("num_classes", num_classes)
     if num_classes <= 0:
-        raise ValueError(f"`num_classes` must be positive; got {num_classes}.")
+        raise ValueError(f"`num_classes` must be positive; got {shown(num_classes)}.")
     _, where = check_weights_and_mask(None, where, targets.shape, "`targets`")
     _check_label_values(targets, num_classes, where, None)
     targets, _ = _narrowed(targets, None)
@@ -446,11 +446,8 @@ def check_broadcast(name: str, value: Any, shape: tuple[int, ...]) -> Any:
     if isinstance(value, int | float | np.floating):
         return check_scalar(name, value)
     value = _check_real(name, value)
-    try:
-        fits = np.broadcast_shapes(value.shape, shape) == shape
-    except ValueError:
-        fits = False
-    if not fits:
+    lengths = zip(reversed(value.shape), reversed(shape), strict=False)
+    if value.ndim > len(shape) or not all(length in (1, wanted) for length, wanted in lengths):
         raise ValueError(
             f"`{name}` must be a scalar, or broadcast to the shape of `logits`, {shape}; got {value.shape}. One number "
             "for each output is a vector of the last axis' length."
@@ -484,10 +481,13 @@ def check_scalar(
 
     Such a number comes out as a float64, within the range of JAX's widest float. No interval has an infinite end in it.
     """
+    is_number = isinstance(value, int | float | np.floating) and not isinstance(value, bool)
     try:
-        array = np.asarray(float(value)) if isinstance(value, float | np.floating) else as_array(name, value)
+        array = np.asarray(float(value)) if is_number else as_array(name, value)
     except TypeError:
         raise TypeError(f"`{name}` must be a number; got {shown(value)}.") from None
+    except OverflowError:  # of an integer
+        array = np.asarray(np.inf if value > 0 else -np.inf)
     if array.shape != ():
         raise ValueError(f"`{name}` must be a scalar; got shape {array.shape}.")
     if not _is_real(array.dtype):
@@ -502,8 +502,9 @@ def check_scalar(
     if not (above and below) or vanishes:
         left, right = "(" if open_low or low == -np.inf else "[", ")" if open_high or high == np.inf else "]"
         hint = f", which is {low:g} in {dtype}" if vanishes else ""
-        raise ValueError(f"`{name}` must be in {left}{low:g}, {high:g}{right}; got {array}{hint}.")
-    return np.clip(number, limits.min, limits.max)
+        came = shown(value) if isinstance(value, int) else array
+        raise ValueError(f"`{name}` must be in {left}{low:g}, {high:g}{right}; got {came}{hint}.")
+    return np.asarray(np.clip(number, limits.min, limits.max))
 
 
 def present(value: Any) -> Any:
@@ -611,7 +612,9 @@ def check_axis(axis: Any, name: str, shape: tuple[int, ...]) -> int:
     if not shape:
         raise ValueError(f"`{name}` must have a class axis; got shape ().")
     if not -len(shape) <= axis < len(shape):
-        raise ValueError(f"`axis` must be in [{-len(shape)}, {len(shape)}) for `{name}` of shape {shape}; got {axis}.")
+        raise ValueError(
+            f"`axis` must be in [{-len(shape)}, {len(shape)}) for `{name}` of shape {shape}; got {shown(axis)}."
+        )
     return axis % len(shape)
 
 
@@ -633,8 +636,8 @@ def _check_ignore_index(ignore_index: Any, targets: Any, rows: tuple[int, ...]) 
         wrapped = (ignore_index - int(limits.min)) % 2**limits.bits + int(limits.min)
         raise ValueError(
             f"`ignore_index` must be a number that `targets` of dtype {targets.dtype} can hold, in [{limits.min}, "
-            f"{limits.max}]; got {ignore_index}, which no row has. Were the labels cast? A cast to {targets.dtype} "
-            f"makes {wrapped} of it."
+            f"{limits.max}]; got {shown(ignore_index)}, which no row has. Were the labels cast? A cast to "
+            f"{targets.dtype} makes {wrapped} of it."
         )
     return ignore_index
 

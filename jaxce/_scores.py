@@ -213,7 +213,8 @@ def multi_margin_loss_core(inputs, margin, *, p, reduction):
         shortfall = jax.nn.relu(margin.astype(rows.dtype) - _at_label(rows)[..., None] + rows.logits)
         size = rows.logits.shape[-1]
         local = rows.targets - rows.classes.start(size)
-        is_other = jnp.arange(size, dtype=rows.targets.dtype) != local[..., None]
+        classes = jnp.expand_dims(jnp.arange(size, dtype=local.dtype), range(local.ndim))
+        is_other = classes != local[..., None]
         penalties = rows.classes.sum(jnp.sum(jnp.where(is_other, shortfall**p, 0), axis=-1))
         losses = loud(rows.valid, silence(rows.counts, penalties / rows.classes.number))
         if rows.label_weights is not None:

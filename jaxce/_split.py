@@ -4,6 +4,7 @@ Inside `shard_map` arrays are slices already. Whole arrays are taken into `shard
 """
 
 import math
+import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -160,7 +161,7 @@ def _split_by_names(batch_axis_name: Any, class_axis_name: Any, typed: AbstractM
     if len(names) < len(listed):
         raise ValueError(
             "An axis of the mesh splits the rows or the classes, once: `class_axis_name` is "
-            f"{class_axis_name!r} and `batch_axis_name` is {batch_axis_name!r}."
+            f"{reprlib.repr(class_axis_name)} and `batch_axis_name` is {reprlib.repr(batch_axis_name)}."
         )
     mesh = typed or jax.sharding.get_abstract_mesh()
     unknown = names - set(mesh.axis_names)
@@ -242,7 +243,9 @@ def _names(argument: str, value: Any) -> tuple[str, ...]:
     names = (value,) if isinstance(value, str) else value
     if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
         rows = ", or a PartitionSpec where several axes of rows are split" if argument == "batch_axis_name" else ""
-        raise TypeError(f"`{argument}` must be the name of a mesh axis, or a tuple of names{rows}; got {value!r}.")
+        raise TypeError(
+            f"`{argument}` must be the name of a mesh axis, or a tuple of names{rows}; got {reprlib.repr(value)}."
+        )
     return tuple(names)
 
 
@@ -254,7 +257,7 @@ def _row_names(value: Any) -> tuple[tuple[str, ...], ...]:
 
 
 def _listed(names: Any) -> str:
-    return ", ".join(repr(name) for name in sorted(names))
+    return ", ".join(reprlib.repr(name) for name in sorted(names))
 
 
 def _check_division(split: Split, first: Holder, held: Holder) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxce._elementwise import binary_cross_entropy_core, l1_loss_core, mse_loss_core
+from jaxce._elementwise import binary_cross_entropy_core, l1_loss_core, mse_loss_core, with_ndim
 from jaxce._inputs import (
     accumulator,
     as_array,
@@ -372,7 +372,7 @@ def _binary(inputs, weight, pos_weight, *, reduction):
     inputs, weight, pos_weight = aligned((inputs, weight, pos_weight))
     losses = binary_cross_entropy_core(inputs, pos_weight, None, reduction="none")
     if weight is not None:
-        losses *= weight.astype(losses.dtype)
+        losses *= with_ndim(weight, losses.ndim).astype(losses.dtype)
     return reduce_rows(losses, None, reduction=reduction)
 
 

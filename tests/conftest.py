@@ -1,4 +1,4 @@
-"""Settings of the whole suite: 8 host devices, strict dtype promotion, shapes checked, float64 on request."""
+"""Settings of the whole suite: 8 host devices, no promotion of dtype or rank, shapes checked, float64 on request."""
 
 import os
 
@@ -46,9 +46,9 @@ def pytest_terminal_summary(terminalreporter):
 
 
 @pytest.fixture(autouse=True)
-def strict_dtypes():
-    """No array of the library changes its dtype unasked."""
-    with jax.numpy_dtype_promotion("strict"):
+def strict_promotion():
+    """No array of the library changes its dtype, or gets an axis, unasked."""
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         yield
 
 

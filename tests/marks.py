@@ -4,10 +4,14 @@ import pytest
 
 
 def daily(names, chosen):
-    """Parameters of the names, of which the chosen ones run every day."""
+    """Parameters of the names, or of tuples of them, of which the chosen ones run every day."""
     chosen = set(chosen)
     assert chosen <= set(names), chosen - set(names)
-    return [name if name in chosen else pytest.param(name, marks=pytest.mark.thorough) for name in names]
+
+    def thorough(name):
+        return pytest.param(*(name if isinstance(name, tuple) else [name]), marks=pytest.mark.thorough)
+
+    return [name if name in chosen else thorough(name) for name in names]
 
 
 def except_for(names, left_out):

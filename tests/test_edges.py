@@ -2,9 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import mpmath
 import numpy as np
 import pytest
 from marks import daily, except_for
+from oracle import relative_error
 
 import jaxce
 
@@ -222,6 +224,83 @@ def test_wrong_numpy_label_is_an_error_at_once():
     assert jnp.isfinite(jaxce.cross_entropy(logits, labels, where=labels < 5))
 
 
+WIDE = [-(2**63), -(2**32), -(2**31) - 1, 2**31, 2**32 - 2, 2**32, 2**32 + 1, 2**63 - 1]
+IGNORES = {
+    **{
+        name: lambda y, i, name=name: BY_LABEL[name](LOGITS, y, CLASS_WEIGHTS, WEIGHTS, ignore_index=i)
+        for name in ("cross_entropy", "focal_loss", "poly_loss", "nll_loss")
+    },
+    "linear_cross_entropy": lambda y, i: jaxce.linear_cross_entropy(LOGITS, np.eye(C, dtype="f"), y, ignore_index=i),
+    "torch.cross_entropy": lambda y, i: jaxce.torch.cross_entropy(LOGITS, y, ignore_index=i),
+    "torch.nll_loss": lambda y, i: jaxce.torch.nll_loss(LOGITS, y, ignore_index=i),
+    "torch.linear_cross_entropy": lambda y, i: jaxce.torch.linear_cross_entropy(
+        LOGITS, np.eye(C, dtype="f"), y, ignore_index=i
+    ),
+}
+
+
+@pytest.mark.parametrize("name", IGNORES)
+def test_numpy_labels_are_ignored_before_they_are_cut_to_32_bits(name):
+    expected = IGNORES[name](np.array([1, 0, -100, 2]), -100)
+    for sentinel in WIDE:
+        labels = np.array([1, 0, sentinel, 2])
+        np.testing.assert_allclose(IGNORES[name](labels, sentinel), expected, rtol=1e-6)
+        np.testing.assert_allclose(jax.jit(lambda y=labels, i=sentinel: IGNORES[name](y, i))(), expected, rtol=1e-6)
+        with pytest.raises(ValueError, match=f"got {sentinel} at position"):
+            IGNORES[name](labels, 7)
+    unsigned = np.array([1, 0, 2**64 - 1, 2], np.uint64)
+    np.testing.assert_allclose(IGNORES[name](unsigned, 2**64 - 1), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("sentinel", [*WIDE, -1, -2])
+def test_numpy_labels_that_32_bits_do_not_hold_are_wrong_where_a_device_mask_counts_them(sentinel):
+    labels, where = np.array([1, 2**40, sentinel, 2]), jnp.array([True, False, True, True])
+    losses = jaxce.cross_entropy(LOGITS, labels, where=where, reduction="none")
+    assert jnp.isnan(losses).tolist() == [False, False, True, False]
+    losses = jaxce.cross_entropy(LOGITS, labels, where=where, ignore_index=sentinel, reduction="none")
+    assert (losses != 0).tolist() == [True, False, False, True]
+    assert jnp.all(jnp.isnan(jaxce.imbalance.class_counts(labels, C, where=where)))
+    where = jnp.array([True, False, False, True])
+    np.testing.assert_array_equal(jaxce.imbalance.class_counts(labels, C, where=where), [0, 1, 1, 0, 0])
+
+
+@pytest.mark.parametrize("dtype", ["int4", "uint8", "uint16", "uint32", "int32"])
+def test_any_sentinel_that_the_labels_hold_is_ignored(dtype):
+    sentinel = int(jnp.iinfo(dtype).max)
+    labels = np.where(np.arange(N) == 2, sentinel, LABELS).astype(jnp.dtype(dtype))
+    expected = jaxce.cross_entropy(LOGITS, LABELS, where=np.arange(N) != 2)
+    for array in (labels, jnp.asarray(labels)):
+        np.testing.assert_array_equal(jaxce.cross_entropy(LOGITS, array, ignore_index=sentinel), expected)
+        with pytest.raises(ValueError, match=f"^`ignore_index` must be a number that `targets` of dtype {dtype} can"):
+            jaxce.cross_entropy(LOGITS, array, ignore_index=sentinel + 1)
+
+
+def test_pytorchs_minus_100_ignores_nothing_among_bytes():
+    labels = LABELS.astype(np.uint8)
+    for loss in (jaxce.torch.cross_entropy, jaxce.torch.nll_loss):
+        np.testing.assert_array_equal(loss(LOGITS, labels), loss(LOGITS, LABELS))
+    eye = np.eye(C, dtype=np.float32)
+    linear = jaxce.torch.linear_cross_entropy
+    np.testing.assert_array_equal(linear(LOGITS, eye, labels), linear(LOGITS, eye, LABELS))
+
+
+def test_numpy_integers_beyond_32_bits_do_not_wrap():
+    large = 2**33 + 2**32
+    vector, matrix = np.full(C, large), np.full((C, C), large)
+    pairs = [
+        (lambda x: jaxce.cross_entropy(LOGITS, LABELS, class_weights=x, reduction="sum"), vector),
+        (lambda x: jaxce.summarize(LOGITS, LABELS, class_vector=x).spread, vector),
+        (lambda x: jaxce.imbalance.expected_cost(LOGITS, LABELS, x), matrix),
+        (lambda x: jaxce.imbalance.logit_adjustment(x), vector + np.arange(C)),
+        (lambda x: jaxce.binary_cross_entropy(LOGITS, DISTRIBUTION, pos_weight=x), vector),
+        (lambda x: jaxce.torch.binary_cross_entropy_with_logits(LOGITS, DISTRIBUTION, x), vector),
+        (lambda x: jaxce.cross_entropy(LOGITS, LABELS, z_loss=x), large),
+        (lambda x: jaxce.poly_loss(LOGITS, LABELS, epsilon=x), np.asarray(large)),
+    ]
+    for loss, integers in pairs:
+        np.testing.assert_array_equal(loss(integers), loss(np.float32(integers)))
+
+
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"])
 def test_any_integer_dtype_with_more_classes_than_it_holds(dtype, x64):
     num_classes = 300
@@ -229,7 +308,7 @@ def test_any_integer_dtype_with_more_classes_than_it_holds(dtype, x64):
     labels = np.array([0, 100, 127])
     expected = jax.value_and_grad(jaxce.cross_entropy)(logits, jnp.asarray(labels))
     for array in (labels.astype(dtype), jnp.asarray(labels, dtype)):
-        value, gradient = jax.value_and_grad(jaxce.cross_entropy)(logits, array, ignore_index=-100)
+        value, gradient = jax.value_and_grad(jaxce.cross_entropy)(logits, array, ignore_index=99)
         np.testing.assert_allclose(value, expected[0], rtol=1e-6)
         np.testing.assert_allclose(gradient, expected[1], rtol=1e-5)
 
@@ -350,6 +429,97 @@ def test_dtypes_out(name, x64):
         value, gradient = jax.jit(jax.value_and_grad(LOSSES[name]))(jnp.asarray(LOGITS, given))
         assert (value.dtype, gradient.dtype) == (expected, given)
     assert LOSSES[name](jnp.asarray(LOGITS, "float64")).dtype == "float64"
+
+
+FLOAT8 = ["float8_e4m3fn", "float8_e4m3b11fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu", "float4_e2m1fn"]
+
+
+@pytest.mark.parametrize("dtype", FLOAT8)
+def test_floats_without_an_infinity_or_a_zero(dtype):
+    """Padding, masks and wrong labels put nothing into the logits' dtype that it does not have."""
+    logits = jnp.asarray(2.0 ** np.random.default_rng(0).integers(0, 3, (N, C)), dtype)
+    wide, labels, where = logits.astype(jnp.float32), jnp.array([1, 0, 9, 2]), jnp.array([True, True, False, True])
+    good = jnp.where(where, labels, 0)
+    other = logits[::-1]
+    losses = [
+        lambda z: jaxce.cross_entropy(z, labels, num_classes=4, where=where, label_smoothing=0.1),
+        lambda z: jaxce.cross_entropy(z, other, num_classes=4, where=where),
+        lambda z: jaxce.cross_entropy(other, z, num_classes=4, where=where),
+        lambda z: jaxce.distillation_loss(z, other, num_classes=4, where=where),
+        lambda z: jaxce.focal_loss(z, good, where=where, num_classes=4),
+        lambda z: jaxce.nll_loss(z, labels, where=where),
+        lambda z: jaxce.multi_margin_loss(z, labels, where=where),
+        lambda z: jaxce.imbalance.expected_cost(z, labels, OFF_DIAGONAL, where=where),
+        lambda z: jaxce.binary_cross_entropy(z, other / other, weights=other, where=other > 1),
+        lambda z: jaxce.mse_loss(z, other, where=other > 1),
+        lambda z: jaxce.reduce_losses(z, other, where=other > 1),
+        lambda z: jaxce.summarize(z, labels, num_classes=4, where=where).log_z.sum(),
+    ]
+    for loss in losses:
+        value, gradient = jax.value_and_grad(loss)(logits)
+        expected, wide_gradient = jax.value_and_grad(loss)(wide)
+        np.testing.assert_allclose(value, expected, rtol=1e-6)
+        assert gradient.dtype == dtype
+        if dtype != "float8_e8m0fnu":  # which has nothing negative, and no 0
+            np.testing.assert_array_equal(gradient.astype("f"), wide_gradient.astype(dtype).astype("f"))
+    assert jnp.isnan(jaxce.cross_entropy(logits, labels, reduction="none")).tolist() == [False, False, True, False]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_softcap_that_changes_nothing_changes_nothing(dtype):
+    hidden = jnp.asarray(LOGITS, dtype).at[0, 0].set(1e-30)
+    kernel = jnp.eye(C, dtype=dtype)
+
+    @jax.jit
+    def everything(softcap):
+        def loss(hidden, softcap):
+            return jaxce.linear_cross_entropy(hidden, kernel, LABELS, softcap=softcap)
+
+        return jax.value_and_grad(loss, (0, 1))(hidden, softcap)
+
+    plain = jax.jit(jax.value_and_grad(lambda h: jaxce.linear_cross_entropy(h, kernel, LABELS)))(hidden)
+    for softcap in (1e6, 1e20, 3e38, np.float32(np.inf)):
+        value, (gradient, by_softcap) = everything(jnp.float32(softcap))
+        np.testing.assert_array_equal(value, plain[0])
+        np.testing.assert_allclose(gradient, plain[1], rtol=1e-6)
+        assert abs(by_softcap) < 1e-15
+    for softcap in (10**30, 3e38, 1e300):
+        np.testing.assert_array_equal(
+            jaxce.linear_cross_entropy(hidden, kernel, LABELS, softcap=softcap, block_bytes=4 * N), plain[0]
+        )
+
+
+def test_derivative_by_a_large_softcap(x64):
+    """By 50 digits: tanh x − x (1 − tanh² x) is (2/3) x³ where x is small, and rounds to 0 as it stands."""
+    hidden, kernel = np.array([[1.0, -2.0, 0.5]]), np.eye(3)
+    for softcap in (3.0, 1e2, 1e3, 1e7, 1e9):
+        value = jax.grad(lambda c: jaxce.linear_cross_entropy(hidden, kernel, np.array([0]), softcap=c))(softcap)
+        x = [mpmath.mpf(z) / mpmath.mpf(softcap) for z in hidden[0]]
+        slopes = [mpmath.tanh(r) - r * (1 - mpmath.tanh(r) ** 2) for r in x]
+        e = [mpmath.exp(mpmath.mpf(softcap) * mpmath.tanh(r)) for r in x]
+        exact = mpmath.fsum(p / mpmath.fsum(e) * s for p, s in zip(e, slopes, strict=True)) - slopes[0]
+        assert relative_error(value, exact) < 1e-9
+
+
+def test_arrays_of_any_layout():
+    logits, distribution = LOGITS.astype(">f4"), np.asfortranarray(DISTRIBUTION[::-1])[::-1].astype(">f8")
+    logits.flags.writeable = False
+    expected = jaxce.cross_entropy(LOGITS, LABELS, class_weights=CLASS_WEIGHTS, weights=WEIGHTS, label_smoothing=0.1)
+    swapped = jaxce.cross_entropy(
+        logits,
+        np.repeat(LABELS, 2)[::2].astype(">i8"),
+        class_weights=CLASS_WEIGHTS.astype(">f8"),
+        weights=WEIGHTS.astype(">f2"),
+        label_smoothing=np.array(0.1, ">f8"),
+    )
+    np.testing.assert_array_equal(swapped, expected)
+    np.testing.assert_array_equal(jaxce.cross_entropy(logits, distribution), jaxce.cross_entropy(LOGITS, DISTRIBUTION))
+    np.testing.assert_array_equal(jaxce.l1_loss(logits, distribution), jaxce.l1_loss(LOGITS, DISTRIBUTION))
+    smoothed = [jaxce.cross_entropy(LOGITS, LABELS, label_smoothing=e) for e in (np.longdouble(0.1), 0.1)]
+    assert smoothed[0] == smoothed[1]
+    np.testing.assert_array_equal(
+        jaxce.imbalance.class_weights(np.array([3, 1, 2], ">i8")), jaxce.imbalance.class_weights(np.array([3, 1, 2]))
+    )
 
 
 def test_scalar_settings_never_widen(x64):

@@ -1,0 +1,77 @@
+"""Losses are exported for every platform with sizes that are not known yet, and agree when they come back."""
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from marks import daily
+
+import jaxce
+
+F = jaxce.torch
+RNG = np.random.default_rng(11)
+ROWS, CLASSES = 6, 5
+
+# Logits z, labels y, distributions q, class weights w, row weights v and the mask of rows m of symbolic sizes.
+LOSSES = {
+    "labels": lambda z, y, q, w, v, m: jaxce.cross_entropy(
+        z, y, class_weights=w, weights=v, where=m, label_smoothing=0.1, z_loss=0.1
+    ),
+    "ignored labels": lambda z, y, q, w, v, m: jaxce.cross_entropy(z, y, ignore_index=3, reduction="none"),
+    "distributions": lambda z, y, q, w, v, m: jaxce.cross_entropy(
+        z, q, class_weights=w, weights=v, where=m, label_smoothing=0.1, z_loss=0.1
+    ),
+    "classes first": lambda z, y, q, w, v, m: jaxce.cross_entropy(z.T, y, axis=0),
+    "padding": lambda z, y, q, w, v, m: jaxce.cross_entropy(z, y % 4, num_classes=4),
+    "NumPy labels": lambda z, y, q, w, v, m: jaxce.cross_entropy(z[jnp.arange(2)], np.array([1, 3])),
+    "focal": lambda z, y, q, w, v, m: jaxce.focal_loss(z, y, class_weights=w, weights=v, where=m),
+    "poly": lambda z, y, q, w, v, m: jaxce.poly_loss(z, y, class_weights=w, weights=v, where=m),
+    "nll": lambda z, y, q, w, v, m: jaxce.nll_loss(z, y, class_weights=w, weights=v, where=m),
+    "margin": lambda z, y, q, w, v, m: jaxce.multi_margin_loss(z, y, class_weights=w, weights=v, where=m),
+    "distillation": lambda z, y, q, w, v, m: jaxce.distillation_loss(z, q, temperature=2.0, weights=v, where=m),
+    "binary": lambda z, y, q, w, v, m: jaxce.binary_cross_entropy(z, q, pos_weight=w, weights=q, where=q > 0.1),
+    "binary focal": lambda z, y, q, w, v, m: jaxce.binary_focal_loss(z, q, alpha=0.2),
+    "squared error": lambda z, y, q, w, v, m: jaxce.mse_loss(z, q, weights=q),
+    "absolute error": lambda z, y, q, w, v, m: jaxce.l1_loss(z, q),
+    "own losses": lambda z, y, q, w, v, m: jaxce.reduce_losses(z, q),
+    "summary": lambda z, y, q, w, v, m: jaxce.summarize(z, y, class_vector=w, where=m),
+    "expected cost": lambda z, y, q, w, v, m: jaxce.imbalance.expected_cost(z, y, q.T @ q, where=m),
+    "weights of counts": lambda z, y, q, w, v, m: jaxce.imbalance.class_weights(w, scheme="median_frequency"),
+    "adjustment": lambda z, y, q, w, v, m: jaxce.imbalance.logit_adjustment(w),
+    "counts": lambda z, y, q, w, v, m: jaxce.imbalance.class_counts(y, CLASSES, where=m),
+    "PyTorch's labels": lambda z, y, q, w, v, m: F.cross_entropy(z, y, w, label_smoothing=0.1),
+    "PyTorch's binary": lambda z, y, q, w, v, m: F.binary_cross_entropy_with_logits(z, q, v[:, None], pos_weight=w),
+    "PyTorch's KL": lambda z, y, q, w, v, m: F.kl_div(z, q, reduction="batchmean"),
+}
+DAILY = ["labels", "distributions", "padding", "NumPy labels", "margin", "distillation", "binary", "summary"]
+
+
+def _arrays():
+    masses = RNG.uniform(0.1, 1, (ROWS, CLASSES)).astype(np.float32)
+    labels = RNG.integers(0, CLASSES, ROWS, np.int32)
+    return [
+        RNG.normal(size=(ROWS, CLASSES)).astype(np.float32),
+        labels,
+        masses,
+        np.linspace(0.5, 2, CLASSES, dtype=np.float32),
+        np.linspace(0.5, 2, ROWS, dtype=np.float32),
+        np.arange(ROWS) != 2,
+    ]
+
+
+@pytest.mark.parametrize("name", daily(LOSSES, DAILY))
+def test_rows_and_classes_may_be_symbolic(name):
+    def everything(*arrays):
+        def total(z):
+            return sum(map(jnp.sum, jax.tree.leaves(LOSSES[name](z, *arrays[1:]))))
+
+        return [*jax.tree.leaves(LOSSES[name](*arrays)), jax.grad(total)(arrays[0])]
+
+    symbols = dict(zip((ROWS, CLASSES), jax.export.symbolic_shape("rows, classes"), strict=True))
+    arrays = _arrays()
+    shapes = [jax.ShapeDtypeStruct([symbols[length] for length in array.shape], array.dtype) for array in arrays]
+    exported = jax.export.export(jax.jit(everything), platforms=("cpu", "cuda", "tpu"))(*shapes)
+    again = jax.export.deserialize(exported.serialize())
+    for result, expected in zip(again.call(*arrays), jax.jit(everything)(*arrays), strict=True):
+        np.testing.assert_allclose(result, expected, rtol=1e-6, atol=1e-7)
