@@ -4,7 +4,7 @@ A program with a check in it has an effect, which JAX neither exports nor dispat
 part of a trace only where the caller asks for them. Every report names the argument, the value and its position.
 """
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -113,16 +113,32 @@ def report_losses(inputs: ElementInputs) -> None:
 
 def read_labels(labels: Array, counts: Any, inputs: ClassInputs) -> tuple[Array, Any, Array]:
     """Labels of a dtype that no class number overflows, the rows that count, and which of the labels are classes."""
-    labels = widen(labels)
     if inputs.ignore_index is not None:
-        kept = labels != np.asarray(inputs.ignore_index, labels.dtype)  # of a Python number JAX would make an int32
+        with _without_cutting(labels):
+            kept = labels != np.asarray(inputs.ignore_index, labels.dtype)  # of a Python number JAX would make an int32
         counts = kept if counts is None else counts & kept
+    labels = widen(labels)
     return labels, counts, (labels >= 0) & (labels < inputs.classes.number)
 
 
 def widen(labels: Array) -> Array:
-    """Labels of a dtype that no class number overflows."""
-    return labels.astype(jnp.int32) if labels.dtype.itemsize < 4 else labels
+    """Labels of a dtype that no class number overflows, and that JAX does not cut."""
+    if labels.dtype.itemsize < 4:
+        return labels.astype(jnp.int32)
+    if not _is_cut(labels):
+        return labels
+    with _without_cutting(labels):
+        fits = (labels >= 0) & (labels <= np.asarray(np.iinfo(np.int32).max, labels.dtype))
+        return jnp.where(fits, labels, jnp.zeros_like(labels)).astype(jnp.int32) - (~fits).astype(jnp.int32)
+
+
+def _is_cut(labels: Array) -> bool:
+    """Whether they have 64 bits, of which JAX's operations take 32: they were made where x64 was on, and it is off."""
+    return labels.dtype != jax.dtypes.canonicalize_dtype(labels.dtype)
+
+
+def _without_cutting(labels: Array) -> AbstractContextManager[Any]:
+    return jax.enable_x64(True) if _is_cut(labels) else nullcontext()
 
 
 def _along(counts: Any, axis: int) -> Any:

@@ -320,6 +320,17 @@ def test_wide_labels_do_not_wrap(x64):
     assert jnp.isnan(jaxce.cross_entropy(jnp.zeros((2, 3)), labels, reduction="none")).tolist() == [True, False]
 
 
+def test_wide_labels_of_a_device_do_not_wrap_where_x64_is_off_again():
+    for bad in (2**32 + 1, -(2**63), 2**40):
+        with jax.enable_x64(True):
+            labels = jnp.array([1, bad, 4, 2])
+        losses = jaxce.cross_entropy(LOGITS, labels, reduction="none")
+        assert jnp.isnan(losses).tolist() == [False, True, False, False]
+        ignored = jaxce.cross_entropy(LOGITS, labels, ignore_index=bad, reduction="none")
+        np.testing.assert_array_equal(ignored, jnp.where(jnp.isnan(losses), 0, losses))
+        assert jnp.all(jnp.isnan(jaxce.imbalance.class_counts(labels, C)))
+
+
 # --- infinities
 
 
