@@ -495,6 +495,8 @@ def reduce_linear_loss(loss, inputs, *, reduction, recompute):
         if reduction == "mean":
             undivided = MeanParts(jnp.where(weight == 0, total, jnp.zeros_like(total)), weight)
             return jnp.where(weight == 0, undivided.mean(), total)
+        if reduction == "ratio":
+            return total + 0 / weight  # NaN over nothing, where the sum of no rows is 0
         return MeanParts(total, weight) if reduction == "parts" else total
 
     return on_slices(reduce_slice, inputs, loss, per_row=reduction == "none")

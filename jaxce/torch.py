@@ -6,10 +6,12 @@ For code that is ported line by line, and for checking a port. Classes are on ax
 - results are at least float32, and any integer dtype will do for labels;
 - a label out of range is an error for NumPy targets and a NaN loss for all others;
 - shapes that PyTorch would broadcast with a warning are an error;
+- logits of no classes are an error, for probabilities too;
 - 0 times an infinite distance is 0 (PyTorch: NaN), and an ignored row has gradient 0 even if it holds NaN.
 """
 
 import functools
+import math
 import re
 import warnings
 from typing import Any, Literal
@@ -22,6 +24,7 @@ from jaxtyping import Array, Float
 
 from jaxce._elementwise import binary_cross_entropy_core, l1_loss_core, mse_loss_core, with_ndim
 from jaxce._inputs import (
+    ClassInputs,
     accumulator,
     as_array,
     check_axis,
@@ -100,7 +103,8 @@ def cross_entropy(
 
     Args:
         input: logits, (C,), (N, C) or (N, C, d1, …), floating.
-        target: labels, (), (N,) or (N, d1, …), integer; or probabilities of `input`'s shape, floating.
+        target: labels, (), (N,) or (N, d1, …), integer; or probabilities of `input`'s shape, floating. The label of a
+            single sample may be (1,).
         weight: (C,), the class weights.
         size_average: deprecated by PyTorch in favour of `reduction`.
         ignore_index: label of rows that do not count.
@@ -109,8 +113,8 @@ def cross_entropy(
         label_smoothing: ε in [0, 1].
 
     Returns:
-        float32 (float64 for float64 inputs): a scalar, or the shape of the labels for "none". NaN for the mean over
-        nothing.
+        float32 (float64 for float64 inputs): a scalar, or for "none" the shape of `input` without its classes. NaN for
+        the mean over nothing.
 
     Raises:
         TypeError: a dtype is wrong.
@@ -128,11 +132,11 @@ def cross_entropy(
         https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.cross_entropy.html
     """
     how = _check_reduction(reduction, size_average, reduce)
-    target = as_array("targets", target)
+    input, target = as_array("logits", input), as_array("targets", target)
     is_distribution = jnp.issubdtype(target.dtype, jnp.floating)
     inputs = check_classes(
         input,
-        target,
+        _without_batch(target, input.shape),
         axis=_class_axis(input),
         class_weights=weight,
         ignore_index=None if is_distribution and ignore_index < 0 else _held(ignore_index, target),
@@ -159,11 +163,13 @@ def linear_cross_entropy(
 
     Args:
         input: (D,) or (N, D), floating.
-        linear_weight: (C, D), floating.
-        target: labels, () or (N,), integer; or probabilities, (C,) or (N, C), floating.
-        linear_bias: (C,), floating.
+        linear_weight: (C, D), floating; or (C, d1, …, D) for a prediction at each of d1 · … positions, which are taken
+            one after another.
+        target: labels, () or (N,), integer, or (N, d1, …); or probabilities, (C,), (N, C) or (N, C, d1, …), floating.
+            The label of a single sample may be (1,).
+        linear_bias: (C,) or (C, d1, …), floating.
         weight: (C,), the class weights.
-        reduction: "none", "mean" or "sum".
+        reduction: "none", "mean" or "sum". The mean is that over all positions.
         ignore_index: label of rows that do not count; None is −100 for labels.
         label_smoothing: ε in [0, 1].
 
@@ -187,24 +193,74 @@ def linear_cross_entropy(
     """
     how = _check_reduction(reduction, None, None)
     input, linear_weight = check_floating("input", input), check_floating("linear_weight", linear_weight)
-    if input.ndim == 0 or linear_weight.ndim != 2 or linear_weight.shape[1] != input.shape[-1]:
-        raise ValueError(
-            f"`linear_weight` must have shape (C, D), with D the last axis of `input`; got {linear_weight.shape} with "
-            f"`input` of shape {input.shape}."
-        )
     target = as_array("targets", target)
-    is_distribution = jnp.issubdtype(target.dtype, jnp.floating)
-    if ignore_index is None and not is_distribution:
+    num_axes = (1, 2) if linear_weight.ndim == 2 else (2,)
+    if linear_weight.ndim < 2 or input.ndim not in num_axes or linear_weight.shape[-1] != input.shape[-1]:
+        raise ValueError(
+            "`linear_weight` must have shape (C, D), or (C, d1, …, D) with `input` of shape (N, D), with D the last "
+            f"axis of `input`; got {linear_weight.shape} with `input` of shape {input.shape}."
+        )
+    if ignore_index is None and not jnp.issubdtype(target.dtype, jnp.floating):
         ignore_index = -100
+    ignore_index = _held(ignore_index, target)
+    label_smoothing = check_scalar("label_smoothing", label_smoothing, low=0, high=1)
+    loss = CrossEntropy(present(label_smoothing))
+    if linear_weight.ndim > 2:
+        inputs, linear_bias = _check_positions(input, linear_weight, linear_bias, target, weight, ignore_index)
+        arrays = (input, linear_weight, linear_bias, inputs.targets, inputs.class_weights)
+        return _over_positions(loss, arrays, ignore_index=inputs.ignore_index, reduction=how)
+    target = _without_batch(target, (*input.shape[:-1], linear_weight.shape[0]))
     inputs = check_classes(
         check_head(input, linear_weight.T, linear_bias, None),
         target,
         class_weights=weight,
-        ignore_index=_held(ignore_index, target),
+        ignore_index=ignore_index,
     )
-    label_smoothing = check_scalar("label_smoothing", label_smoothing, low=0, high=1)
-    recompute = recomputes(None, inputs)
-    return reduce_linear_loss(CrossEntropy(present(label_smoothing)), inputs, reduction=how, recompute=recompute)
+    return reduce_linear_loss(loss, inputs, reduction=how, recompute=recomputes(None, inputs))
+
+
+def _check_positions(
+    input: Any, linear_weight: Any, linear_bias: Any, target: Any, weight: Any, ignore_index: int | None
+) -> tuple[ClassInputs, Any]:
+    """Checks the arguments of predictions at several positions: as those of `cross_entropy`, and the bias."""
+    num_classes, *positions, _ = linear_weight.shape
+    if linear_bias is not None:
+        linear_bias = check_floating("linear_bias", linear_bias)
+        if linear_bias.shape != (num_classes, *positions):
+            raise ValueError(
+                f"`linear_bias` must have shape {(num_classes, *positions)}, that of `linear_weight` without its last "
+                f"axis; got {linear_bias.shape}."
+            )
+    shape = (input.shape[0], num_classes, *positions)
+    logits = np.broadcast_to(np.zeros((), accumulator(input, linear_weight)), shape)  # one number, in memory
+    name = "hidden · kernel"
+    inputs = check_classes(logits, target, axis=1, class_weights=weight, ignore_index=ignore_index, name=name)
+    return inputs, linear_bias
+
+
+@functools.partial(jax.jit, static_argnames=("ignore_index", "reduction"), inline=True)
+def _over_positions(loss, arrays, *, ignore_index, reduction):
+    """The linear head of one position after another, so that memory is that of one."""
+    input, linear_weight, linear_bias, target, weight = arrays
+    num_classes, *positions, width = linear_weight.shape
+    number = math.prod(positions)
+    kernels = jnp.moveaxis(linear_weight.reshape(num_classes, number, width), 0, -1)
+    biases = None if linear_bias is None else linear_bias.reshape(num_classes, number).T
+    targets = jnp.moveaxis(target.reshape(*target.shape[: -len(positions)], number), -1, 0)
+
+    def at_position(slices):
+        kernel, bias, target = slices
+        head = check_head(input, kernel, bias, None)
+        inputs = check_classes(head, target, class_weights=weight, ignore_index=ignore_index)
+        how = "none" if reduction == "none" else "parts"
+        # The logits are made again: else the gradient of the input would be kept for every position.
+        return reduce_linear_loss(loss, inputs, reduction=how, recompute=True)
+
+    reduced: Any = jax.lax.map(at_position, (kernels, biases, targets))
+    if reduction == "none":
+        return reduced.T.reshape(input.shape[0], *positions)
+    parts = jax.tree.map(jnp.sum, reduced)
+    return parts.total if reduction == "sum" else parts.total / parts.weight
 
 
 @_speaks_torch
@@ -225,7 +281,7 @@ def nll_loss(
 
     Args:
         input: log-probabilities, (C,), (N, C) or (N, C, d1, …), floating.
-        target: labels, (), (N,) or (N, d1, …), integer.
+        target: labels, (), (N,) or (N, d1, …), integer. That of a single sample may be (1,).
         weight: (C,), the class weights.
         size_average: deprecated by PyTorch in favour of `reduction`.
         ignore_index: label of rows that do not count.
@@ -233,7 +289,7 @@ def nll_loss(
         reduction: "none", "mean" or "sum".
 
     Returns:
-        float32 (float64 for float64 inputs): a scalar, or the shape of the labels for "none".
+        float32 (float64 for float64 inputs): a scalar, or for "none" the shape of `input` without its classes.
 
     Raises:
         TypeError: a dtype is wrong.
@@ -249,10 +305,10 @@ def nll_loss(
         https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.nll_loss.html
     """
     how = _check_reduction(reduction, size_average, reduce)
-    target = as_array("targets", target)
+    input, target = as_array("log_probs", input), as_array("targets", target)
     inputs = check_classes(
         input,
-        target,
+        target.reshape(()) if input.ndim == 1 and target.shape == (1,) else target,
         axis=_class_axis(input),
         class_weights=weight,
         ignore_index=_held(ignore_index, target),
@@ -281,7 +337,7 @@ def multi_margin_loss(
 
     Args:
         input: scores, (C,) or (N, C), floating. A scalar is one score.
-        target: labels, () or (N,), integer.
+        target: labels, () or (N,), integer. That of one row may be () or (1,).
         p: 1 or 2.
         margin: scalar.
         weight: (C,), the class weights.
@@ -309,14 +365,17 @@ def multi_margin_loss(
     input, target = as_array("logits", input), as_array("targets", target)
     if input.ndim > 2:
         raise ValueError(f"`input` must have shape (C,) or (N, C); got {input.shape}.")
+    shape = target.shape
     input = input.reshape(1) if input.ndim == 0 else input
-    target = target.reshape(()) if input.ndim == 1 and target.shape == (1,) else target
+    if {input.shape[:-1], shape} <= {(), (1,)}:
+        target = target.reshape(input.shape[:-1])
     inputs = check_classes(
         input, target, axis=_class_axis(input), class_weights=weight, labels_only="multi_margin_loss"
     )
     p = check_power(p)
     margin = check_scalar("margin", margin)
-    return multi_margin_loss_core(inputs, margin, p=p, reduction=how)
+    loss = multi_margin_loss_core(inputs, margin, p=p, reduction=how)
+    return loss.reshape(shape) if how == "none" else loss
 
 
 @_speaks_torch
@@ -617,6 +676,12 @@ def _held(ignore_index: int | None, labels: Any) -> int | None:
 
 def _class_axis(input: Any) -> int:
     return min(np.ndim(input) - 1, 1) if np.ndim(input) else 0
+
+
+def _without_batch(target: Any, logits_shape: tuple[int, ...]) -> Any:
+    """The label of a single sample, which may be (1,); of logits (1,) that is the shape of probabilities."""
+    is_label = jnp.issubdtype(target.dtype, jnp.integer) and target.shape == (1,) != logits_shape
+    return target.reshape(()) if is_label and len(logits_shape) == 1 else target
 
 
 def _check_reduction(

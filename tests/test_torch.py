@@ -25,9 +25,11 @@ GRADIENT_TOLERANCE = VALUE_TOLERANCE | {"bfloat16": 2**-8}  # a gradient is roun
 ABSOLUTE_TOLERANCE = VALUE_TOLERANCE
 
 GROUPS = sorted({case.group for case in CASES})
-# without "linear", which rounds the gradient of its logits too: see test_linear
+# without "linear" and "positions", which round the gradient of their logits too: see test_linear
 ROUNDED_GROUPS = [
-    group for group in GROUPS if group not in ("nothing", "nll-C", "nll-NC1", "nll-NC12", "margin-C", "linear")
+    group
+    for group in GROUPS
+    if group not in ("nothing", "nll-C", "nll-NC1", "nll-NC12", "margin-C", "linear", "positions")
 ]
 LOSSES = (
     "cross_entropy",
@@ -137,7 +139,7 @@ def _plain(case):
     """The same call by `jaxce`'s own name; None where that has no such loss, or means something else by it."""
     if case.loss in ("cross_entropy", "nll_loss", "multi_margin_loss"):
         return partial(_plain_classes, case.loss)
-    if case.loss == "linear_cross_entropy":
+    if case.group == "linear":
         return _plain_linear
     if case.loss in ("mse_loss", "l1_loss"):
         return partial(_plain_elements, case.loss)
@@ -311,6 +313,61 @@ def test_empty_batch(name):
     assert jnp.isnan(loss(input, target))
     assert loss(input, target, reduction="sum") == 0
     assert loss(input, target, reduction="none").size == 0
+
+
+@pytest.mark.parametrize("positions", [(), (2,)])
+@pytest.mark.parametrize("has_labels", [True, False])
+def test_empty_batch_of_a_head(positions, has_labels):
+    target = jnp.zeros((0, *positions), int) if has_labels else jnp.zeros((0, 4, *positions))
+    loss = partial(jaxce.torch.linear_cross_entropy, jnp.zeros((0, 3)), jnp.ones((4, *positions, 3)), target)
+    assert jnp.isnan(loss())
+    assert loss(reduction="sum") == 0
+    assert loss(reduction="none").shape == (0, *positions)
+
+
+# by loss: shapes of the scores and of the labels, and of what "none" returns, where they are not (N, C), (N,) and (N,)
+SINGLE = {
+    "cross_entropy": {((3,), ()): (), ((3,), (1,)): ()},
+    "nll_loss": {((3,), ()): (), ((3,), (1,)): (), ((1,), ()): (), ((1,), (1,)): ()},
+    "multi_margin_loss": {
+        ((), ()): (),
+        ((), (1,)): (1,),
+        ((1,), ()): (),
+        ((1,), (1,)): (1,),
+        ((3,), ()): (),
+        ((3,), (1,)): (1,),
+        ((1, 3), ()): (),
+    },
+    "linear_cross_entropy": {((3,), ()): (), ((3,), (1,)): ()},
+}
+SINGLE_CALLS = [(name, *shapes) for name, calls in SINGLE.items() for shapes in calls]
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize(("name", "input_shape", "target_shape"), SINGLE_CALLS)
+def test_one_row_with_and_without_a_batch(name, input_shape, target_shape, reduction, rng):
+    """The value is that of a batch of one, whatever the shapes."""
+    head = [np.float32(rng.normal(size=(4, 3)))] if name == "linear_cross_entropy" else []
+    input, target = np.float32(rng.normal(size=input_shape)), np.zeros(target_shape, np.int32)
+    loss = partial(getattr(jaxce.torch, name), reduction=reduction)
+    actual = loss(input, *head, target)
+    batch = loss(input.reshape(1, -1), *head, target.reshape(1))
+    assert actual.shape == (SINGLE[name][input_shape, target_shape] if reduction == "none" else ())
+    np.testing.assert_array_equal(actual, batch.reshape(actual.shape))
+    if find_spec("torch"):
+        torch = pytest.importorskip("torch")
+        arguments = [torch.tensor(array) for array in (input, *head, np.int64(target))]
+        expected = getattr(torch.nn.functional, name)(*arguments, reduction=reduction).numpy()
+        np.testing.assert_allclose(actual, expected, 1e-6, 1e-6, strict=True)
+
+
+def test_no_logits_are_held_at_any_position():
+    rows, classes, positions, width = 2048, 512, 32, 16
+    shapes = {"f": ((rows, width), (classes, positions, width)), "i": ((rows, positions),)}
+    arrays = [jax.ShapeDtypeStruct(shape, dtype) for dtype, of_dtype in shapes.items() for shape in of_dtype]
+    compiled = jax.jit(jax.value_and_grad(jaxce.torch.linear_cross_entropy, (0, 1))).lower(*arrays).compile()
+    logits = 4 * rows * positions * classes
+    assert compiled.memory_analysis().temp_size_in_bytes <= 3 * logits / positions
 
 
 def test_ignored_class_stays_in_the_softmax():
@@ -492,6 +549,41 @@ WRONG = {
         {},
         ValueError,
         r"`linear_weight`.*\(C, D\).*got \(3, 5\) with `input` of shape \(2, 3\)",
+    ),
+    "a row of hidden at positions": (
+        "linear_cross_entropy",
+        ((3,), (5, 2, 3), I32([0, 1])),
+        {},
+        ValueError,
+        r"`linear_weight`.*\(C, d1, …, D\).*got \(5, 2, 3\) with `input` of shape \(3,\)",
+    ),
+    "a bias without positions": (
+        "linear_cross_entropy",
+        ((2, 3), (5, 4, 3), np.zeros((2, 4), I32)),
+        {"linear_bias": F32([1] * 5)},
+        ValueError,
+        r"`linear_bias` must have shape \(5, 4\).*got \(5,\)",
+    ),
+    "labels without positions": (
+        "linear_cross_entropy",
+        ((2, 3), (5, 4, 3), I32([0, 1])),
+        {},
+        ValueError,
+        r"`target` must have shape \(2, 4\) for class indices or \(2, 5, 4\) for probabilities.*got \(2,\)",
+    ),
+    "a label too large at a position": (
+        "linear_cross_entropy",
+        ((1, 3), (5, 2, 3), I32([[0, 7]])),
+        {},
+        ValueError,
+        r"`target`.* 7 at position \(0, 1\)",
+    ),
+    "a class to ignore at positions": (
+        "linear_cross_entropy",
+        ((1, 3), (5, 2, 3), (1, 5, 2)),
+        {"ignore_index": 1},
+        ValueError,
+        "`ignore_index`",
     ),
     "a head's bias": (
         "linear_cross_entropy",

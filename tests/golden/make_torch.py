@@ -64,7 +64,14 @@ def draw(seed: int) -> dict[str, np.ndarray]:
         "hidden_NC": rng.normal(0, 1, (3, 5)),
         "linear_weight": rng.normal(0, 1, (NUM_CLASSES, 5)),
         "linear_bias": rng.normal(0, 1, NUM_CLASSES),
+        "hidden_empty": np.zeros((0, 5)),
     }
+    for key in ("NC1", "NC12"):
+        arrays |= {
+            f"hidden_{key}": rng.normal(0, 1, (SHAPES[key][0], 5)),
+            f"linear_weight_{key}": rng.normal(0, 1, (NUM_CLASSES, *SHAPES[key][2:], 5)),
+            f"linear_bias_{key}": rng.normal(0, 1, (NUM_CLASSES, *SHAPES[key][2:])),
+        }
     arrays["hard_NC"] = np.eye(NUM_CLASSES)[arrays["labels_NC"]]
     arrays["impossible_NC"] = np.where(np.arange(NUM_CLASSES) == 3, -np.inf, arrays["logits_NC"])
     return {name: np.asarray(array) for name, array in arrays.items()}
@@ -107,6 +114,7 @@ def _cases():
         arrays = {"input": f"logits_{key}", "target": f"labels_{key}"} | _weight(weight)
         yield from _reduced(f"margin-{key}", "multi_margin_loss", key, arrays, ("input",), {"p": p, "margin": margin})
     yield from _linear()
+    yield from _positions()
     yield from _elementwise()
     for key, dims in {"S": (0,), "C": (0,), "NC": (0, 1, -1), "NC12": (1, 3)}.items():
         for loss, dim in itertools.product(("softmax", "log_softmax"), dims):
@@ -153,8 +161,22 @@ def _linear():
         yield from _reduced("linear", "linear_cross_entropy", key, arrays, ("input", *head), options)
         arrays["target"] = f"probs_{key}"
         yield from _reduced("linear", "linear_cross_entropy", key, arrays, tuple(arrays), options)
-    arrays = {"input": "hidden_NC", "target": "all_masked_NC", "linear_weight": "linear_weight"}
-    yield from _reduced("linear", "linear_cross_entropy", "NC", arrays, ("input", "linear_weight"), {})
+    for key, target in (("NC", "all_masked_NC"), ("empty", "labels_empty"), ("empty", "probs_empty")):
+        arrays = {"input": f"hidden_{key}", "target": target, "linear_weight": "linear_weight"}
+        yield from _reduced("linear", "linear_cross_entropy", key, arrays, ("input", "linear_weight"), {})
+
+
+def _positions():
+    """Heads with a weight for each position."""
+    for key, weight in itertools.product(("NC1", "NC12"), (False, True)):
+        head = {"linear_weight": f"linear_weight_{key}"} | ({"linear_bias": f"linear_bias_{key}"} if weight else {})
+        for target, ignore_index in (("masked", None), ("labels", 2), ("probs", None)):
+            options = {"label_smoothing": 0.1 * weight, "ignore_index": ignore_index}
+            arrays = {"input": f"hidden_{key}", "target": f"{target}_{key}"} | head | _weight(weight)
+            by = tuple(arrays) if target == "probs" else ("input", *head)
+            yield from _reduced("positions", "linear_cross_entropy", key, arrays, by, options)
+    arrays = {"input": "hidden_NC1", "target": "all_masked_NC1", "linear_weight": "linear_weight_NC1"}
+    yield from _reduced("positions", "linear_cross_entropy", "NC1", arrays, ("input", "linear_weight"), {})
 
 
 def _elementwise():
