@@ -23,6 +23,9 @@ from jaxce._summary import Summary as Summary
 from jaxce._summary import summarize as summarize
 from jaxce._summary import summarize_linear as summarize_linear
 
+__version__ = "0.2.0.dev0"
+
+# Without `torch`: a star import would take that name from whoever has imported PyTorch.
 __all__ = [
     "MeanParts",
     "Summary",
@@ -45,5 +48,4 @@ __all__ = [
     "reduce_losses",
     "summarize",
     "summarize_linear",
-    "torch",
 ]

@@ -1,7 +1,7 @@
 """The distance between two models' predictions."""
 
 from dataclasses import replace
-from typing import Any, NamedTuple, Unpack, overload
+from typing import Any, NamedTuple, SupportsIndex, Unpack, overload
 
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -38,30 +38,30 @@ def distillation_loss(
     teacher_logits: Logits,
     *,
     temperature: Scalar = ...,
-    axis: int = ...,
-    reduction: ToParts,
+    axis: SupportsIndex = ...,
+    reduction: ToArray = ...,
     **options: Unpack[DistillationOptions],
-) -> MeanParts: ...
+) -> Array: ...
 @overload
 def distillation_loss(
     logits: Logits,
     teacher_logits: Logits,
     *,
     temperature: Scalar = ...,
-    axis: int = ...,
-    reduction: ToArray = ...,
+    axis: SupportsIndex = ...,
+    reduction: ToParts,
     **options: Unpack[DistillationOptions],
-) -> Array: ...
+) -> MeanParts: ...
 @one_program
 def distillation_loss(
     logits: Logits,
     teacher_logits: Logits,
     *,
     temperature: Scalar = 1.0,
-    axis: int = -1,
+    axis: SupportsIndex = -1,
     weights: RowWeights | None = None,
     where: RowMask | None = None,
-    num_classes: int | None = None,
+    num_classes: SupportsIndex | None = None,
     class_axis_name: AxisName | None = None,
     batch_axis_name: RowAxisNames | None = None,
     reduction: Reduction = "mean",

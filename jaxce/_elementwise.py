@@ -41,9 +41,9 @@ def binary_cross_entropy(
     *,
     pos_weight: Elements | Scalar | None = ...,
     label_smoothing: Scalar = ...,
-    reduction: ToParts,
+    reduction: ToArray = ...,
     **options: Unpack[RowOptions],
-) -> MeanParts: ...
+) -> Array: ...
 @overload
 def binary_cross_entropy(
     logits: Elements,
@@ -51,9 +51,9 @@ def binary_cross_entropy(
     *,
     pos_weight: Elements | Scalar | None = ...,
     label_smoothing: Scalar = ...,
-    reduction: ToArray = ...,
+    reduction: ToParts,
     **options: Unpack[RowOptions],
-) -> Array: ...
+) -> MeanParts: ...
 @one_program
 def binary_cross_entropy(
     logits: Elements,
@@ -126,9 +126,9 @@ def binary_focal_loss(
     *,
     gamma: Scalar = ...,
     alpha: Scalar | None = ...,
-    reduction: ToParts,
+    reduction: ToArray = ...,
     **options: Unpack[RowOptions],
-) -> MeanParts: ...
+) -> Array: ...
 @overload
 def binary_focal_loss(
     logits: Elements,
@@ -136,9 +136,9 @@ def binary_focal_loss(
     *,
     gamma: Scalar = ...,
     alpha: Scalar | None = ...,
-    reduction: ToArray = ...,
+    reduction: ToParts,
     **options: Unpack[RowOptions],
-) -> Array: ...
+) -> MeanParts: ...
 @one_program
 def binary_focal_loss(
     logits: Elements,
@@ -243,12 +243,12 @@ def _log_miss(z, t):
 
 @overload
 def mse_loss(
-    predictions: Elements, targets: Elements, *, reduction: ToParts, **options: Unpack[RowOptions]
-) -> MeanParts: ...
-@overload
-def mse_loss(
     predictions: Elements, targets: Elements, *, reduction: ToArray = ..., **options: Unpack[RowOptions]
 ) -> Array: ...
+@overload
+def mse_loss(
+    predictions: Elements, targets: Elements, *, reduction: ToParts, **options: Unpack[RowOptions]
+) -> MeanParts: ...
 @one_program
 def mse_loss(
     predictions: Elements,
@@ -303,12 +303,12 @@ def mse_loss_core(inputs, *, reduction):
 
 @overload
 def l1_loss(
-    predictions: Elements, targets: Elements, *, reduction: ToParts, **options: Unpack[RowOptions]
-) -> MeanParts: ...
-@overload
-def l1_loss(
     predictions: Elements, targets: Elements, *, reduction: ToArray = ..., **options: Unpack[RowOptions]
 ) -> Array: ...
+@overload
+def l1_loss(
+    predictions: Elements, targets: Elements, *, reduction: ToParts, **options: Unpack[RowOptions]
+) -> MeanParts: ...
 @one_program
 def l1_loss(
     predictions: Elements,

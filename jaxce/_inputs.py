@@ -9,7 +9,7 @@ import operator
 import reprlib
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, SupportsIndex, get_args
 
 import jax
 import jax.numpy as jnp
@@ -122,7 +122,7 @@ class ClassInputs:
 class OnMesh(NamedTuple):
     """What a caller says of rows and classes that are split over a mesh, or filled up for one."""
 
-    num_classes: int | None = None
+    num_classes: SupportsIndex | None = None
     class_axis_name: Any = None
     batch_axis_name: Any = None
 
@@ -162,12 +162,12 @@ def check_classes(
     logits: Any,
     targets: Any,
     *,
-    axis: int = -1,
+    axis: SupportsIndex = -1,
     weights: Any = None,
     class_weights: Any = None,
     where: Any = None,
     class_vector: Any = None,
-    ignore_index: int | None = None,
+    ignore_index: SupportsIndex | None = None,
     on_mesh: OnMesh | None = None,
     labels_only: str | None = None,
     name: str = "logits",
@@ -253,7 +253,7 @@ def _holders(name: str, logits: Any, axis: int) -> list[Holder]:
 def check_teacher(
     logits: Any,
     teacher_logits: Any,
-    axis: int,
+    axis: SupportsIndex,
     weights: Any,
     where: Any,
     on_mesh: OnMesh,
@@ -273,7 +273,7 @@ def check_teacher(
 
 
 def check_head(
-    hidden: Any, kernel: Any, bias: Any, softcap: Any, block_bytes: int | None = None, *, prefix: str = ""
+    hidden: Any, kernel: Any, bias: Any, softcap: Any, block_bytes: SupportsIndex | None = None, *, prefix: str = ""
 ) -> Head:
     """Checks the arguments of a linear head. `prefix` is what the names of the first four begin with."""
     hidden_name, kernel_name, bias_name = f"{prefix}hidden", f"{prefix}kernel", f"{prefix}bias"

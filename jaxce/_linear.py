@@ -1,7 +1,7 @@
 """The losses over classes for a linear head: hidden and kernel in place of logits, which are never held."""
 
 from functools import partial
-from typing import Any, Unpack, overload
+from typing import Any, SupportsIndex, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -54,9 +54,9 @@ def linear_cross_entropy(
     *,
     label_smoothing: Scalar = ...,
     z_loss: Scalar = ...,
-    reduction: ToParts,
+    reduction: ToArray = ...,
     **options: Unpack[LinearOptions],
-) -> MeanParts: ...
+) -> Array: ...
 @overload
 def linear_cross_entropy(
     hidden: Hidden,
@@ -65,9 +65,9 @@ def linear_cross_entropy(
     *,
     label_smoothing: Scalar = ...,
     z_loss: Scalar = ...,
-    reduction: ToArray = ...,
+    reduction: ToParts,
     **options: Unpack[LinearOptions],
-) -> Array: ...
+) -> MeanParts: ...
 @one_program
 def linear_cross_entropy(
     hidden: Hidden,
@@ -79,12 +79,12 @@ def linear_cross_entropy(
     weights: RowWeights | None = None,
     class_weights: ClassVector | None = None,
     where: RowMask | None = None,
-    ignore_index: int | None = None,
+    ignore_index: SupportsIndex | None = None,
     label_smoothing: Scalar = 0.0,
     z_loss: Scalar = 0.0,
-    block_bytes: int | None = None,
+    block_bytes: SupportsIndex | None = None,
     recompute: bool | None = None,
-    num_classes: int | None = None,
+    num_classes: SupportsIndex | None = None,
     class_axis_name: AxisName | None = None,
     batch_axis_name: RowAxisNames | None = None,
     reduction: Reduction = "mean",
@@ -180,9 +180,9 @@ def linear_focal_loss(
     targets: Labels,
     *,
     gamma: Scalar = ...,
-    reduction: ToParts,
+    reduction: ToArray = ...,
     **options: Unpack[LinearOptions],
-) -> MeanParts: ...
+) -> Array: ...
 @overload
 def linear_focal_loss(
     hidden: Hidden,
@@ -190,9 +190,9 @@ def linear_focal_loss(
     targets: Labels,
     *,
     gamma: Scalar = ...,
-    reduction: ToArray = ...,
+    reduction: ToParts,
     **options: Unpack[LinearOptions],
-) -> Array: ...
+) -> MeanParts: ...
 @one_program
 def linear_focal_loss(
     hidden: Hidden,
@@ -205,10 +205,10 @@ def linear_focal_loss(
     weights: RowWeights | None = None,
     class_weights: ClassVector | None = None,
     where: RowMask | None = None,
-    ignore_index: int | None = None,
-    block_bytes: int | None = None,
+    ignore_index: SupportsIndex | None = None,
+    block_bytes: SupportsIndex | None = None,
     recompute: bool | None = None,
-    num_classes: int | None = None,
+    num_classes: SupportsIndex | None = None,
     class_axis_name: AxisName | None = None,
     batch_axis_name: RowAxisNames | None = None,
     reduction: Reduction = "mean",
@@ -276,9 +276,9 @@ def linear_poly_loss(
     targets: Labels,
     *,
     epsilon: Scalar = ...,
-    reduction: ToParts,
+    reduction: ToArray = ...,
     **options: Unpack[LinearOptions],
-) -> MeanParts: ...
+) -> Array: ...
 @overload
 def linear_poly_loss(
     hidden: Hidden,
@@ -286,9 +286,9 @@ def linear_poly_loss(
     targets: Labels,
     *,
     epsilon: Scalar = ...,
-    reduction: ToArray = ...,
+    reduction: ToParts,
     **options: Unpack[LinearOptions],
-) -> Array: ...
+) -> MeanParts: ...
 @one_program
 def linear_poly_loss(
     hidden: Hidden,
@@ -301,10 +301,10 @@ def linear_poly_loss(
     weights: RowWeights | None = None,
     class_weights: ClassVector | None = None,
     where: RowMask | None = None,
-    ignore_index: int | None = None,
-    block_bytes: int | None = None,
+    ignore_index: SupportsIndex | None = None,
+    block_bytes: SupportsIndex | None = None,
     recompute: bool | None = None,
-    num_classes: int | None = None,
+    num_classes: SupportsIndex | None = None,
     class_axis_name: AxisName | None = None,
     batch_axis_name: RowAxisNames | None = None,
     reduction: Reduction = "mean",
@@ -373,9 +373,9 @@ def linear_distillation_loss(
     teacher_kernel: TeacherKernel,
     *,
     temperature: Scalar = ...,
-    reduction: ToParts,
+    reduction: ToArray = ...,
     **options: Unpack[TeacherOptions],
-) -> MeanParts: ...
+) -> Array: ...
 @overload
 def linear_distillation_loss(
     hidden: Hidden,
@@ -384,9 +384,9 @@ def linear_distillation_loss(
     teacher_kernel: TeacherKernel,
     *,
     temperature: Scalar = ...,
-    reduction: ToArray = ...,
+    reduction: ToParts,
     **options: Unpack[TeacherOptions],
-) -> Array: ...
+) -> MeanParts: ...
 @one_program
 def linear_distillation_loss(
     hidden: Hidden,
@@ -401,9 +401,9 @@ def linear_distillation_loss(
     teacher_softcap: Scalar | None = None,
     weights: RowWeights | None = None,
     where: RowMask | None = None,
-    block_bytes: int | None = None,
+    block_bytes: SupportsIndex | None = None,
     recompute: bool | None = None,
-    num_classes: int | None = None,
+    num_classes: SupportsIndex | None = None,
     class_axis_name: AxisName | None = None,
     batch_axis_name: RowAxisNames | None = None,
     reduction: Reduction = "mean",

@@ -4,7 +4,7 @@ Their derivatives are plain autodiff above the rule of `_summary`.
 """
 
 from functools import partial
-from typing import Any, NamedTuple, Unpack, overload
+from typing import Any, NamedTuple, SupportsIndex, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -40,9 +40,9 @@ def cross_entropy(
     *,
     label_smoothing: Scalar = ...,
     z_loss: Scalar = ...,
-    reduction: ToParts,
+    reduction: ToArray = ...,
     **options: Unpack[ClassOptions],
-) -> MeanParts: ...
+) -> Array: ...
 @overload
 def cross_entropy(
     logits: Logits,
@@ -50,22 +50,22 @@ def cross_entropy(
     *,
     label_smoothing: Scalar = ...,
     z_loss: Scalar = ...,
-    reduction: ToArray = ...,
+    reduction: ToParts,
     **options: Unpack[ClassOptions],
-) -> Array: ...
+) -> MeanParts: ...
 @one_program
 def cross_entropy(
     logits: Logits,
     targets: Labels | Distributions,
     *,
-    axis: int = -1,
+    axis: SupportsIndex = -1,
     weights: RowWeights | None = None,
     class_weights: ClassVector | None = None,
     where: RowMask | None = None,
-    ignore_index: int | None = None,
+    ignore_index: SupportsIndex | None = None,
     label_smoothing: Scalar = 0.0,
     z_loss: Scalar = 0.0,
-    num_classes: int | None = None,
+    num_classes: SupportsIndex | None = None,
     class_axis_name: AxisName | None = None,
     batch_axis_name: RowAxisNames | None = None,
     reduction: Reduction = "mean",
@@ -194,30 +194,30 @@ def focal_loss(
     targets: Labels,
     *,
     gamma: Scalar = ...,
-    reduction: ToParts,
+    reduction: ToArray = ...,
     **options: Unpack[ClassOptions],
-) -> MeanParts: ...
+) -> Array: ...
 @overload
 def focal_loss(
     logits: Logits,
     targets: Labels,
     *,
     gamma: Scalar = ...,
-    reduction: ToArray = ...,
+    reduction: ToParts,
     **options: Unpack[ClassOptions],
-) -> Array: ...
+) -> MeanParts: ...
 @one_program
 def focal_loss(
     logits: Logits,
     targets: Labels,
     *,
     gamma: Scalar = 2.0,
-    axis: int = -1,
+    axis: SupportsIndex = -1,
     weights: RowWeights | None = None,
     class_weights: ClassVector | None = None,
     where: RowMask | None = None,
-    ignore_index: int | None = None,
-    num_classes: int | None = None,
+    ignore_index: SupportsIndex | None = None,
+    num_classes: SupportsIndex | None = None,
     class_axis_name: AxisName | None = None,
     batch_axis_name: RowAxisNames | None = None,
     reduction: Reduction = "mean",
@@ -313,30 +313,30 @@ def poly_loss(
     targets: Labels,
     *,
     epsilon: Scalar = ...,
-    reduction: ToParts,
+    reduction: ToArray = ...,
     **options: Unpack[ClassOptions],
-) -> MeanParts: ...
+) -> Array: ...
 @overload
 def poly_loss(
     logits: Logits,
     targets: Labels,
     *,
     epsilon: Scalar = ...,
-    reduction: ToArray = ...,
+    reduction: ToParts,
     **options: Unpack[ClassOptions],
-) -> Array: ...
+) -> MeanParts: ...
 @one_program
 def poly_loss(
     logits: Logits,
     targets: Labels,
     *,
     epsilon: Scalar = 1.0,
-    axis: int = -1,
+    axis: SupportsIndex = -1,
     weights: RowWeights | None = None,
     class_weights: ClassVector | None = None,
     where: RowMask | None = None,
-    ignore_index: int | None = None,
-    num_classes: int | None = None,
+    ignore_index: SupportsIndex | None = None,
+    num_classes: SupportsIndex | None = None,
     class_axis_name: AxisName | None = None,
     batch_axis_name: RowAxisNames | None = None,
     reduction: Reduction = "mean",

@@ -6,7 +6,7 @@ apart, so that every split gives the loss of the whole.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,17 @@ from jaxce._inputs import ElementInputs, accumulator, check_floating, check_redu
 from jaxce._mesh import over_axes
 from jaxce._rows import silence
 from jaxce._split import aligned, check_rows_vary, find_row_split
-from jaxce._types import ElementMask, Elements, MaskPerRow, PerRow, Reduction, RowAxisNames
+from jaxce._types import (
+    ElementMask,
+    Elements,
+    MaskPerRow,
+    PerRow,
+    Reduction,
+    ReductionOptions,
+    RowAxisNames,
+    ToArray,
+    ToParts,
+)
 
 
 @jax.tree_util.register_dataclass
@@ -29,6 +39,7 @@ class MeanParts:
     Means of parts do not average to the mean of the whole when masks or weights differ; their sums do. Add the parts of
     micro-batches with `+` (or `sum`), of devices with `psum`, and divide once, at the end, with `mean`. Gradients
     accumulate in the same way: add up those of `total`, and divide with `MeanParts(gradient, weight).mean()`.
+    To a type checker `sum(parts)` may be 0, that of no parts; `sum(others, first)` is a `MeanParts`.
 
     Attributes:
         total: Σ w l, the weighted losses. Scalar, float32 or float64.
@@ -66,6 +77,14 @@ class MeanParts:
         return jnp.where(empty, jnp.zeros_like(mean), mean)
 
 
+@overload
+def reduce_losses(
+    losses: Elements, weights: Elements | None = ..., *, reduction: ToArray = ..., **options: Unpack[ReductionOptions]
+) -> Array: ...
+@overload
+def reduce_losses(
+    losses: Elements, weights: Elements | None = ..., *, reduction: ToParts, **options: Unpack[ReductionOptions]
+) -> MeanParts: ...
 @one_program
 def reduce_losses(
     losses: Elements,
@@ -110,12 +129,12 @@ def reduce_losses(
         >>> print(jaxce.reduce_losses(losses, where=jnp.array([True, True, False])))
         1.5
     """
-    losses = check_floating("losses", losses)
-    weights, where = check_weights_and_mask(weights, where, losses.shape)
+    values = check_floating("losses", losses)
+    weights, where = check_weights_and_mask(weights, where, values.shape)
     check_reduction(reduction)
-    split = find_row_split(losses, batch_axis_name)
-    check_rows_vary(split, losses, weights, where)
-    inputs = ElementInputs(losses, None, weights, where, "losses")
+    split = find_row_split(values, batch_axis_name)
+    check_rows_vary(split, values, weights, where)
+    inputs = ElementInputs(values, None, weights, where, "losses")
     return _reduce_losses(inputs, axes=split.row_axes, reduction=reduction)
 
 

@@ -1,7 +1,7 @@
 """Losses over classes that take scores as they are, with no softmax: log-probabilities and margins."""
 
 from functools import partial
-from typing import Unpack, overload
+from typing import SupportsIndex, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -28,22 +28,22 @@ from jaxce._types import (
 
 @overload
 def nll_loss(
-    log_probs: Logits, targets: Labels, *, reduction: ToParts, **options: Unpack[ScoreOptions]
-) -> MeanParts: ...
-@overload
-def nll_loss(
     log_probs: Logits, targets: Labels, *, reduction: ToArray = ..., **options: Unpack[ScoreOptions]
 ) -> Array: ...
+@overload
+def nll_loss(
+    log_probs: Logits, targets: Labels, *, reduction: ToParts, **options: Unpack[ScoreOptions]
+) -> MeanParts: ...
 @one_program
 def nll_loss(
     log_probs: Logits,
     targets: Labels,
     *,
-    axis: int = -1,
+    axis: SupportsIndex = -1,
     weights: RowWeights | None = None,
     class_weights: ClassVector | None = None,
     where: RowMask | None = None,
-    ignore_index: int | None = None,
+    ignore_index: SupportsIndex | None = None,
     reduction: Reduction = "mean",
 ) -> Array | MeanParts:
     r"""Negative log-likelihood of labels under given log-probabilities.
@@ -118,33 +118,33 @@ def multi_margin_loss(
     logits: Logits,
     targets: Labels,
     *,
-    p: int = ...,
+    p: SupportsIndex = ...,
     margin: Scalar = ...,
-    axis: int = ...,
+    axis: SupportsIndex = ...,
     class_weights: ClassVector | None = ...,
-    reduction: ToParts,
+    reduction: ToArray = ...,
     **options: Unpack[RowOptions],
-) -> MeanParts: ...
+) -> Array: ...
 @overload
 def multi_margin_loss(
     logits: Logits,
     targets: Labels,
     *,
-    p: int = ...,
+    p: SupportsIndex = ...,
     margin: Scalar = ...,
-    axis: int = ...,
+    axis: SupportsIndex = ...,
     class_weights: ClassVector | None = ...,
-    reduction: ToArray = ...,
+    reduction: ToParts,
     **options: Unpack[RowOptions],
-) -> Array: ...
+) -> MeanParts: ...
 @one_program
 def multi_margin_loss(
     logits: Logits,
     targets: Labels,
     *,
-    p: int = 1,
+    p: SupportsIndex = 1,
     margin: Scalar = 1.0,
-    axis: int = -1,
+    axis: SupportsIndex = -1,
     class_weights: ClassVector | None = None,
     weights: RowWeights | None = None,
     where: RowMask | None = None,
@@ -198,7 +198,7 @@ def multi_margin_loss(
     p = check_power(p)
     margin = check_scalar("margin", margin)
     check_reduction(reduction)
-    return multi_margin_loss_core(inputs, margin, p=p, reduction=reduction)
+    return multi_margin_loss_core(inputs, margin, p=int(p), reduction=reduction)
 
 
 @partial(jax.jit, static_argnames=("p", "reduction"), inline=True)

@@ -1,7 +1,7 @@
 """The summary of a row: the three numbers that every loss over classes is arithmetic on."""
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -49,10 +49,10 @@ def summarize(
     logits: Logits,
     targets: Labels | Distributions,
     *,
-    axis: int = -1,
+    axis: SupportsIndex = -1,
     class_vector: ClassVector | None = None,
     where: RowMask | None = None,
-    num_classes: int | None = None,
+    num_classes: SupportsIndex | None = None,
     class_axis_name: AxisName | None = None,
     batch_axis_name: RowAxisNames | None = None,
 ) -> Summary:
@@ -121,8 +121,8 @@ def summarize_linear(
     softcap: Scalar | None = None,
     class_vector: ClassVector | None = None,
     where: RowMask | None = None,
-    block_bytes: int | None = None,
-    num_classes: int | None = None,
+    block_bytes: SupportsIndex | None = None,
+    num_classes: SupportsIndex | None = None,
     class_axis_name: AxisName | None = None,
     batch_axis_name: RowAxisNames | None = None,
 ) -> Summary:

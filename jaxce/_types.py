@@ -4,31 +4,38 @@
 The annotations are documentation for the reader and are enforced by the tests, never at run time.
 """
 
-from typing import Literal, TypedDict
+from typing import Literal, Protocol, SupportsIndex, TypedDict
 
 import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Integer, Real
 
-ArrayLike = jax.Array | np.ndarray
-AxisName = str | tuple[str, ...]
-RowAxisNames = str | tuple[str, ...] | jax.sharding.PartitionSpec
-Scalar = float | jax.Array | np.ndarray | np.generic
+
+class HoldsArray(Protocol):
+    """What JAX takes for the array that it holds: a variable of Flax."""
+
+    def __jax_array__(self) -> jax.Array: ...
+
+
+ArrayLike = jax.Array | np.ndarray | np.generic | HoldsArray
+AxisName = str | tuple[str, ...] | list[str]
+RowAxisNames = AxisName | jax.sharding.PartitionSpec
+Scalar = float | ArrayLike
 
 Logits = Float[ArrayLike, "*rows classes"]
-Labels = Integer[ArrayLike, "*rows"]
+Labels = Integer[ArrayLike | int, "*rows"]
 Distributions = Float[ArrayLike, "*rows classes"]
 Hidden = Float[ArrayLike, "*rows features"]
 Kernel = Float[ArrayLike, "features classes"]
 TeacherHidden = Float[ArrayLike, "*rows teacher_features"]
 TeacherKernel = Float[ArrayLike, "teacher_features classes"]
 RowWeights = Float[ArrayLike, "*rows"]
-RowMask = Bool[ArrayLike, "*rows"]
+RowMask = Bool[ArrayLike | bool, "*rows"]
 ClassVector = Float[ArrayLike, " classes"]
 ClassCounts = Real[ArrayLike, " classes"]
 Costs = Real[ArrayLike, "classes classes"]
 Elements = Float[ArrayLike, "*elements"]
-ElementMask = Bool[ArrayLike, "*elements"]
+ElementMask = Bool[ArrayLike | bool, "*elements"]
 
 PerRow = Float[Array, "*rows"]
 MaskPerRow = Bool[Array, "*rows"]
@@ -45,17 +52,24 @@ class RowOptions(TypedDict, total=False):
     where: RowMask | None
 
 
+class ReductionOptions(TypedDict, total=False):
+    """Options of `reduce_losses`, whose second argument are the weights."""
+
+    where: ElementMask | None
+    batch_axis_name: RowAxisNames | None
+
+
 class LabelOptions(RowOptions, total=False):
     """Options of every loss with labels, for whatever the logits are."""
 
     class_weights: ClassVector | None
-    ignore_index: int | None
+    ignore_index: SupportsIndex | None
 
 
 class MeshOptions(TypedDict, total=False):
     """Options of losses whose classes may be split over a mesh."""
 
-    num_classes: int | None
+    num_classes: SupportsIndex | None
     class_axis_name: AxisName | None
     batch_axis_name: RowAxisNames | None
 
@@ -63,7 +77,7 @@ class MeshOptions(TypedDict, total=False):
 class ScoreOptions(LabelOptions, total=False):
     """Options of every loss with labels over the classes of an array."""
 
-    axis: int
+    axis: SupportsIndex
 
 
 class ClassOptions(ScoreOptions, MeshOptions, total=False):
@@ -75,7 +89,7 @@ class HeadOptions(TypedDict, total=False):
 
     bias: ClassVector | None
     softcap: Scalar | None
-    block_bytes: int | None
+    block_bytes: SupportsIndex | None
     recompute: bool | None
 
 

@@ -5,7 +5,7 @@ costs may be said directly, with `expected_cost`.
 """
 
 from functools import partial
-from typing import Any, Literal, NamedTuple, Unpack, overload
+from typing import Any, Literal, NamedTuple, SupportsIndex, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +54,9 @@ Scheme = Literal["balanced", "inverse_sqrt", "effective_number", "median_frequen
 
 
 @one_program
-def class_counts(targets: Labels, num_classes: int, *, where: RowMask | None = None) -> Float[Array, " classes"]:
+def class_counts(
+    targets: Labels, num_classes: SupportsIndex, *, where: RowMask | None = None
+) -> Float[Array, " classes"]:
     """How many labels there are of every class.
 
     Counts of batches add up: with `+`, in the carry of a `scan`, over devices with `jax.lax.psum`. Distributions need
@@ -252,27 +254,27 @@ def expected_cost(
     targets: Labels | Distributions,
     costs: Costs,
     *,
-    axis: int = ...,
-    reduction: ToParts,
+    axis: SupportsIndex = ...,
+    reduction: ToArray = ...,
     **options: Unpack[RowOptions],
-) -> MeanParts: ...
+) -> Array: ...
 @overload
 def expected_cost(
     logits: Logits,
     targets: Labels | Distributions,
     costs: Costs,
     *,
-    axis: int = ...,
-    reduction: ToArray = ...,
+    axis: SupportsIndex = ...,
+    reduction: ToParts,
     **options: Unpack[RowOptions],
-) -> Array: ...
+) -> MeanParts: ...
 @one_program
 def expected_cost(
     logits: Logits,
     targets: Labels | Distributions,
     costs: Costs,
     *,
-    axis: int = -1,
+    axis: SupportsIndex = -1,
     weights: RowWeights | None = None,
     where: RowMask | None = None,
     reduction: Reduction = "mean",

@@ -14,7 +14,8 @@ import functools
 import math
 import re
 import warnings
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, SupportsIndex, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +48,7 @@ from jaxce._scores import multi_margin_loss_core, nll_loss_core
 from jaxce._split import aligned
 from jaxce._types import ArrayLike, ClassVector, Distributions, Elements, Hidden, Labels, Logits, Scalar
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 _Reduction = Literal["none", "mean", "sum"]
 _BatchReduction = Literal["none", "mean", "sum", "batchmean"]
 
@@ -65,7 +67,7 @@ _NAMES = {
 _OPTIONS_OF_JAXCE = re.compile(r"`where`|where=|\bdim=|Weights of rows")
 
 
-def _speaks_torch(function):
+def _speaks_torch(function: _Function) -> _Function:
     """Words the errors in the arguments of PyTorch, and leaves out advice that only `jaxce` itself can follow."""
 
     @functools.wraps(function)
@@ -80,7 +82,7 @@ def _speaks_torch(function):
             advice = [sentence for sentence in advice if not _OPTIONS_OF_JAXCE.search(sentence)]
             raise type(error)(" ".join([fact, *advice])) from None
 
-    return wrapper
+    return wrapper  # pyright: ignore[reportReturnType]
 
 
 @_speaks_torch
@@ -89,7 +91,7 @@ def cross_entropy(
     target: Labels | Distributions,
     weight: ClassVector | None = None,
     size_average: bool | None = None,
-    ignore_index: int = -100,
+    ignore_index: SupportsIndex = -100,
     reduce: bool | None = None,
     reduction: _Reduction = "mean",
     label_smoothing: Scalar = 0.0,
@@ -132,14 +134,14 @@ def cross_entropy(
         https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.cross_entropy.html
     """
     how = _check_reduction(reduction, size_average, reduce)
-    input, target = as_array("logits", input), as_array("targets", target)
-    is_distribution = jnp.issubdtype(target.dtype, jnp.floating)
+    logits, targets = as_array("logits", input), as_array("targets", target)
+    is_distribution = jnp.issubdtype(targets.dtype, jnp.floating)
     inputs = check_classes(
-        input,
-        _without_batch(target, input.shape),
-        axis=_class_axis(input),
+        logits,
+        _without_batch(targets, logits.shape),
+        axis=_class_axis(logits),
         class_weights=weight,
-        ignore_index=None if is_distribution and ignore_index < 0 else _held(ignore_index, target),
+        ignore_index=None if is_distribution and int(ignore_index) < 0 else _held(ignore_index, targets),
     )
     label_smoothing = check_scalar("label_smoothing", label_smoothing, low=0, high=1)
     return reduce_class_loss(CrossEntropy(present(label_smoothing)), inputs, reduction=how)
@@ -154,7 +156,7 @@ def linear_cross_entropy(
     linear_bias: ClassVector | None = None,
     weight: ClassVector | None = None,
     reduction: _Reduction = "mean",
-    ignore_index: int | None = None,
+    ignore_index: SupportsIndex | None = None,
     label_smoothing: Scalar = 0.0,
 ) -> Array:
     """`torch.nn.functional.linear_cross_entropy`, without its `options`. See `jaxce.linear_cross_entropy`.
@@ -192,27 +194,26 @@ def linear_cross_entropy(
         https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.linear_cross_entropy.html
     """
     how = _check_reduction(reduction, None, None)
-    input, linear_weight = check_floating("input", input), check_floating("linear_weight", linear_weight)
-    target = as_array("targets", target)
-    num_axes = (1, 2) if linear_weight.ndim == 2 else (2,)
-    if linear_weight.ndim < 2 or input.ndim not in num_axes or linear_weight.shape[-1] != input.shape[-1]:
+    hidden, kernel = check_floating("input", input), check_floating("linear_weight", linear_weight)
+    targets = as_array("targets", target)
+    num_axes = (1, 2) if kernel.ndim == 2 else (2,)
+    if kernel.ndim < 2 or hidden.ndim not in num_axes or kernel.shape[-1] != hidden.shape[-1]:
         raise ValueError(
             "`linear_weight` must have shape (C, D), or (C, d1, …, D) with `input` of shape (N, D), with D the last "
-            f"axis of `input`; got {linear_weight.shape} with `input` of shape {input.shape}."
+            f"axis of `input`; got {kernel.shape} with `input` of shape {hidden.shape}."
         )
-    if ignore_index is None and not jnp.issubdtype(target.dtype, jnp.floating):
+    if ignore_index is None and not jnp.issubdtype(targets.dtype, jnp.floating):
         ignore_index = -100
-    ignore_index = _held(ignore_index, target)
+    ignore_index = _held(ignore_index, targets)
     label_smoothing = check_scalar("label_smoothing", label_smoothing, low=0, high=1)
     loss = CrossEntropy(present(label_smoothing))
-    if linear_weight.ndim > 2:
-        inputs, linear_bias = _check_positions(input, linear_weight, linear_bias, target, weight, ignore_index)
-        arrays = (input, linear_weight, linear_bias, inputs.targets, inputs.class_weights)
+    if kernel.ndim > 2:
+        inputs, bias = _check_positions(hidden, kernel, linear_bias, targets, weight, ignore_index)
+        arrays = (hidden, kernel, bias, inputs.targets, inputs.class_weights)
         return _over_positions(loss, arrays, ignore_index=inputs.ignore_index, reduction=how)
-    target = _without_batch(target, (*input.shape[:-1], linear_weight.shape[0]))
     inputs = check_classes(
-        check_head(input, linear_weight.T, linear_bias, None),
-        target,
+        check_head(hidden, kernel.T, linear_bias, None),
+        _without_batch(targets, (*hidden.shape[:-1], kernel.shape[0])),
         class_weights=weight,
         ignore_index=ignore_index,
     )
@@ -220,45 +221,46 @@ def linear_cross_entropy(
 
 
 def _check_positions(
-    input: Any, linear_weight: Any, linear_bias: Any, target: Any, weight: Any, ignore_index: int | None
+    hidden: Any, kernel: Any, bias: Any, targets: Any, class_weights: Any, ignore_index: SupportsIndex | None
 ) -> tuple[ClassInputs, Any]:
-    """Checks the arguments of predictions at several positions: as those of `cross_entropy`, and the bias."""
-    num_classes, *positions, _ = linear_weight.shape
-    if linear_bias is not None:
-        linear_bias = check_floating("linear_bias", linear_bias)
-        if linear_bias.shape != (num_classes, *positions):
+    """Checks the arguments of a head with a weight for each position, as those of `cross_entropy`, and its bias."""
+    num_classes, *positions, _ = kernel.shape
+    if bias is not None:
+        bias = check_floating("bias", bias)
+        if bias.shape != (num_classes, *positions):
             raise ValueError(
                 f"`linear_bias` must have shape {(num_classes, *positions)}, that of `linear_weight` without its last "
-                f"axis; got {linear_bias.shape}."
+                f"axis; got {bias.shape}."
             )
-    shape = (input.shape[0], num_classes, *positions)
-    logits = np.broadcast_to(np.zeros((), accumulator(input, linear_weight)), shape)  # one number, in memory
-    name = "hidden · kernel"
-    inputs = check_classes(logits, target, axis=1, class_weights=weight, ignore_index=ignore_index, name=name)
-    return inputs, linear_bias
+    one_number = np.zeros((), accumulator(hidden, kernel))
+    logits = np.broadcast_to(one_number, (hidden.shape[0], num_classes, *positions))
+    inputs = check_classes(
+        logits, targets, axis=1, class_weights=class_weights, ignore_index=ignore_index, name="hidden · kernel"
+    )
+    return inputs, bias
 
 
 @functools.partial(jax.jit, static_argnames=("ignore_index", "reduction"), inline=True)
 def _over_positions(loss, arrays, *, ignore_index, reduction):
-    """The linear head of one position after another, so that memory is that of one."""
-    input, linear_weight, linear_bias, target, weight = arrays
-    num_classes, *positions, width = linear_weight.shape
+    """The heads of the positions, one after another, so that their memory is that of one."""
+    hidden, kernel, bias, targets, class_weights = arrays
+    num_classes, *positions, width = kernel.shape
     number = math.prod(positions)
-    kernels = jnp.moveaxis(linear_weight.reshape(num_classes, number, width), 0, -1)
-    biases = None if linear_bias is None else linear_bias.reshape(num_classes, number).T
-    targets = jnp.moveaxis(target.reshape(*target.shape[: -len(positions)], number), -1, 0)
+    kernels = jnp.moveaxis(kernel.reshape(num_classes, number, width), 0, -1)
+    biases = None if bias is None else bias.reshape(num_classes, number).T
+    targets = jnp.moveaxis(targets.reshape(*targets.shape[: -len(positions)], number), -1, 0)
 
     def at_position(slices):
-        kernel, bias, target = slices
-        head = check_head(input, kernel, bias, None)
-        inputs = check_classes(head, target, class_weights=weight, ignore_index=ignore_index)
+        kernel, bias, targets = slices
+        head = check_head(hidden, kernel, bias, None)
+        inputs = check_classes(head, targets, class_weights=class_weights, ignore_index=ignore_index)
         how = "none" if reduction == "none" else "parts"
-        # The logits are made again: else the gradient of the input would be kept for every position.
+        # The logits are made again: else the gradient of hidden would be kept for every position.
         return reduce_linear_loss(loss, inputs, reduction=how, recompute=True)
 
     reduced: Any = jax.lax.map(at_position, (kernels, biases, targets))
     if reduction == "none":
-        return reduced.T.reshape(input.shape[0], *positions)
+        return reduced.T.reshape(hidden.shape[0], *positions)
     parts = jax.tree.map(jnp.sum, reduced)
     return parts.total if reduction == "sum" else parts.total / parts.weight
 
@@ -269,7 +271,7 @@ def nll_loss(
     target: Labels,
     weight: ClassVector | None = None,
     size_average: bool | None = None,
-    ignore_index: int = -100,
+    ignore_index: SupportsIndex = -100,
     reduce: bool | None = None,
     reduction: _Reduction = "mean",
 ) -> Array:
@@ -305,13 +307,13 @@ def nll_loss(
         https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.nll_loss.html
     """
     how = _check_reduction(reduction, size_average, reduce)
-    input, target = as_array("log_probs", input), as_array("targets", target)
+    log_probs, targets = as_array("log_probs", input), as_array("targets", target)
     inputs = check_classes(
-        input,
-        target.reshape(()) if input.ndim == 1 and target.shape == (1,) else target,
-        axis=_class_axis(input),
+        log_probs,
+        targets.reshape(()) if log_probs.ndim == 1 and targets.shape == (1,) else targets,
+        axis=_class_axis(log_probs),
         class_weights=weight,
-        ignore_index=_held(ignore_index, target),
+        ignore_index=_held(ignore_index, targets),
         labels_only="nll_loss",
         name="log_probs",
     )
@@ -322,7 +324,7 @@ def nll_loss(
 def multi_margin_loss(
     input: Logits,
     target: Labels,
-    p: int = 1,
+    p: SupportsIndex = 1,
     margin: Scalar = 1.0,
     weight: ClassVector | None = None,
     size_average: bool | None = None,
@@ -362,16 +364,14 @@ def multi_margin_loss(
         https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.multi_margin_loss.html
     """
     how = _check_reduction(reduction, size_average, reduce)
-    input, target = as_array("logits", input), as_array("targets", target)
-    if input.ndim > 2:
-        raise ValueError(f"`input` must have shape (C,) or (N, C); got {input.shape}.")
-    shape = target.shape
-    input = input.reshape(1) if input.ndim == 0 else input
-    if {input.shape[:-1], shape} <= {(), (1,)}:
-        target = target.reshape(input.shape[:-1])
-    inputs = check_classes(
-        input, target, axis=_class_axis(input), class_weights=weight, labels_only="multi_margin_loss"
-    )
+    logits, targets = as_array("logits", input), as_array("targets", target)
+    if logits.ndim > 2:
+        raise ValueError(f"`input` must have shape (C,) or (N, C); got {logits.shape}.")
+    shape = targets.shape
+    logits = logits.reshape(1) if logits.ndim == 0 else logits
+    if {logits.shape[:-1], shape} <= {(), (1,)}:
+        targets = targets.reshape(logits.shape[:-1])
+    inputs = check_classes(logits, targets, class_weights=weight, labels_only="multi_margin_loss")
     p = check_power(p)
     margin = check_scalar("margin", margin)
     loss = multi_margin_loss_core(inputs, margin, p=p, reduction=how)
@@ -382,11 +382,11 @@ def multi_margin_loss(
 def binary_cross_entropy_with_logits(
     input: Elements,
     target: Elements,
-    weight: ArrayLike | None = None,
+    weight: Scalar | None = None,
     size_average: bool | None = None,
     reduce: bool | None = None,
     reduction: _Reduction = "mean",
-    pos_weight: ArrayLike | None = None,
+    pos_weight: Scalar | None = None,
 ) -> Array:
     r"""`torch.nn.functional.binary_cross_entropy_with_logits`. See `jaxce.binary_cross_entropy`.
 
@@ -586,7 +586,7 @@ def _kl_div(inputs, *, log_target, by_batch, reduction):
 
 @_speaks_torch
 def softmax(
-    input: ArrayLike, dim: int | None = None, _stacklevel: int = 3, dtype: DTypeLike | None = None
+    input: ArrayLike, dim: SupportsIndex | None = None, _stacklevel: int = 3, dtype: DTypeLike | None = None
 ) -> Float[Array, "..."]:
     r"""`torch.nn.functional.softmax`.
 
@@ -618,7 +618,7 @@ def softmax(
 
 @_speaks_torch
 def log_softmax(
-    input: ArrayLike, dim: int | None = None, _stacklevel: int = 3, dtype: DTypeLike | None = None
+    input: ArrayLike, dim: SupportsIndex | None = None, _stacklevel: int = 3, dtype: DTypeLike | None = None
 ) -> Float[Array, "..."]:
     r"""`torch.nn.functional.log_softmax`.
 
@@ -667,15 +667,8 @@ def _apply(input, *, function, dim, dtype):
     return function(values.reshape(1), axis=dim).reshape(()) if values.ndim == 0 else function(values, axis=dim)
 
 
-def _held(ignore_index: int | None, labels: Any) -> int | None:
-    """None where labels cannot be `ignore_index`, as bytes cannot be PyTorch's −100: then nothing is ignored."""
-    if ignore_index is None or not jnp.issubdtype(labels.dtype, jnp.integer):
-        return ignore_index
-    return ignore_index if holds(labels, check_integer("ignore_index", ignore_index)) else None
-
-
-def _class_axis(input: Any) -> int:
-    return min(np.ndim(input) - 1, 1) if np.ndim(input) else 0
+def _class_axis(logits: Any) -> int:
+    return 1 if logits.ndim > 1 else 0
 
 
 def _without_batch(target: Any, logits_shape: tuple[int, ...]) -> Any:

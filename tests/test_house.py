@@ -4,6 +4,8 @@ import ast
 import doctest
 import inspect
 import re
+import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -136,6 +138,20 @@ NO_SOURCE = {
 @pytest.mark.parametrize("name", [*FUNCTIONS, "jaxce.MeanParts"])
 def test_public_names_have_a_doctest(name):
     assert sum(len(test.examples) for test in doctest.DocTestFinder().find(PUBLIC[name])) >= 3
+
+
+def test_a_star_import_takes_no_packages_name():
+    assert "torch" not in jaxce.__all__
+    assert [name for name in jaxce.__all__ if find_spec(name)] == []
+
+
+def test_the_version_is_stated_once():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "version" in settings["project"]["dynamic"]
+    assert settings["tool"]["hatch"]["version"]["path"] == "jaxce/__init__.py"
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest
+    assert jaxce.__version__.removesuffix(".dev0") == newest[1]
 
 
 def test_readme_and_ci_run_the_same_test_command():
