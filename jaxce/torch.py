@@ -677,6 +677,13 @@ def _without_batch(target: Any, logits_shape: tuple[int, ...]) -> Any:
     return target.reshape(()) if is_label and len(logits_shape) == 1 else target
 
 
+def _held(ignore_index: SupportsIndex | None, labels: Any) -> SupportsIndex | None:
+    """None where labels cannot be `ignore_index`, as bytes cannot be PyTorch's −100: then nothing is ignored."""
+    if ignore_index is None or not jnp.issubdtype(labels.dtype, jnp.integer):
+        return ignore_index
+    return ignore_index if holds(labels, check_integer("ignore_index", ignore_index)) else None
+
+
 def _check_reduction(
     reduction: str,
     size_average: bool | None,
