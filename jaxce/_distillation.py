@@ -1,22 +1,18 @@
 """The distance between two models' predictions."""
 
-from dataclasses import replace
 from typing import Any, NamedTuple, SupportsIndex, Unpack, overload
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxce._divergence import Heads, measure_divergence
+from jaxce._divergence import PAIR_AXES, Heads, Pair, measure_heads, measure_pair
 from jaxce._eager import one_program
-from jaxce._head import soften
 from jaxce._inputs import Head, OnMesh, check_reduction, check_scalar, check_teacher
 from jaxce._losses import reduce_class_loss
 from jaxce._mesh import vary_rule
 from jaxce._reduction import MeanParts
 from jaxce._rows import Rows, silence
-from jaxce._rule import without_padding
-from jaxce._slice import softmax
-from jaxce._summary import summarize_rows
 from jaxce._types import (
     AxisName,
     DistillationOptions,
@@ -121,18 +117,13 @@ class Distillation(NamedTuple):
 
     def __call__(self, rows: Rows) -> PerRow:
         temperature = self.temperature.astype(rows.dtype)
+        real = rows.classes.real(rows.logits.shape[-1])
+        of_rows = (temperature, rows.counts, real, rows.classes)
         if isinstance(rows.logits, Head):
-            student, teacher = (replace(head, temperature=temperature) for head in (rows.logits, rows.targets))
-            real = rows.classes.real(student.shape[-1])
-            heads = vary_rule(Heads(student, teacher, rows.counts, real, rows.classes))
-            divergence = silence(rows.counts, measure_divergence(heads).divergence.astype(rows.dtype))
+            distance = measure_heads(vary_rule(Heads(rows.logits, rows.targets, *of_rows)))
         else:
-            real = rows.classes.real(rows.logits.shape[-1])
-            student, teacher = (
-                soften(silence(rows.counts, without_padding(logits.astype(rows.dtype), real, -jnp.inf)), temperature)
-                for logits in (rows.logits, rows.targets)
-            )
-            rows = rows._replace(targets=softmax(teacher, rows.classes))
-            cross = summarize_rows(rows._replace(logits=student)).nll
-            divergence = cross - summarize_rows(rows._replace(logits=teacher)).nll
-        return jnp.square(temperature) * divergence
+            measure = measure_pair
+            for _ in rows.logits.shape[:-1]:
+                measure = jax.vmap(measure, in_axes=(PAIR_AXES,))
+            distance = measure(vary_rule(Pair(rows.logits, rows.targets, *of_rows)))
+        return jnp.square(temperature) * silence(rows.counts, distance.divergence.astype(rows.dtype))

@@ -1,10 +1,10 @@
-"""How far the predictions of one linear head are from another's, where neither's logits are held.
+"""How far the predictions of two models are from each other, for logits that are held and for linear heads.
 
-The rule of `_rule` wants targets that are given. A teacher's are known only when all of its classes have been seen, so
-they enter the sums unnormalized, measured from the largest teacher logit so far, and are scaled when a larger comes.
+The rule of `_rule` wants targets that are given. A teacher's are known only when all of its classes have been seen, and
+a difference of two of its losses has no digits left where student and teacher agree. So this is a rule of its own, for
+a row of a student's and a teacher's logits.
 """
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,29 +22,240 @@ from jaxce._head import (
     over_blocks,
     project,
     rounded,
+    soften,
 )
 from jaxce._inputs import Head, accumulator
 from jaxce._mesh import Classes, vary, varying
-from jaxce._rule import Row, row_maximum, slice_row, without_padding
-from jaxce._slice import Moment, Slice, empty, merge, merge_devices
+from jaxce._rows import silence
+from jaxce._rule import row_maximum, without_padding
 
-_PerRow = Float[Array, " rows"]
+_Class = Float[Array, " classes"]
+_Number = Float[Array, "*any"]
 
 #     z, t   the logits of student and teacher          m, n   their maxima, constants to every derivative
-#     p, q   their softmax                              L, M   log Σ exp(z − m), log Σ exp(t − n)
+#     p, q   softmax(z / T), softmax(t / T)             L, M   log Σ exp((z − m) / T), log Σ exp((t − n) / T)
 #
-#     D = Σ_c q_c (log q_c − log p_c) = Σ_c q_c ((m − z_c) − (n − t_c)) + L − M
+#     δ_c = ((z_c − t_c) − (m − n)) / T                 K      log Σ_c q_c exp(δ_c) = L − M
+#     r_c = δ_c − K = log p_c − log q_c
 #
-# With a, b, d the cotangents of L, M, D:
+# The divergence is D = −Σ_c q_c r_c, a sum of numbers of both signs. Near agreement they are of the size of r, and what
+# is left of them is of the size of r². But Σ_c (p_c − q_c) = 0 may be added to it, and then no term is negative:
 #
-#     dz = a p + d (p − q)          dt = b q + d q ((log q − log p) − D)
+#     D = Σ_c (p_c − q_c − q_c r_c) = Σ_c q_c φ(r_c)          φ(r) = exp(r) − 1 − r ≥ 0
+#
+# Where |r| < 1/2, φ is summed as r²/2 (1 + r/3 (1 + r/4 (1 + …))), and p − q is q (r + φ(r)); elsewhere p, q and q r
+# are too far apart to cancel. Likewise K = log1p(Σ_c q_c (exp(δ_c) − 1)) unless it is large. δ is as exact as r has to
+# be if z − t and m − n are taken first: near agreement both are small.
+#
+# A row may come in parts, blocks of classes or the slices of devices. Let part i hold the shares α_i and β_i of the
+# teacher's mass and of the student's, and let D_i be the divergence of what the two say of the classes inside it, and
+# K_i its K, both measured from its own maxima m_i and n_i. Then a part is to the row what a class is to it:
+#
+#     δ_i = ((m_i − n_i) − (m − n)) / T + K_i           D = Σ_i (β_i − α_i − α_i r_i) + Σ_i α_i D_i
+#
+# which is the chain rule of the divergence. A class is a part of mass 1, with K_c = D_c = 0.
+#
+# With a, b, c, d the cotangents of L, M, K, D:
+#
+#     T dz = (a + c) p + d (p − q)          T dt = (b − c) q − d q (r + D)
+#
+# T itself is answered by −(z − m) dz / T − (t − n) dt / T. Near agreement these cancel down to the size of r² too, so
+# they are added up as δ (dz + …)
+
+
+class Pair(NamedTuple):
+    """The inputs of the rule: the logits of student and teacher of one row.
+
+    A row may be a slice of `classes`: `real` is how many classes from its start on are no padding, None where all are.
+    The arithmetic is in the dtype of the temperature.
+    """
+
+    student: _Class
+    teacher: _Class
+    temperature: Float[Array, ""]
+    counts: Bool[Array, ""] | None
+    real: Any
+    classes: Classes
+
+
+PAIR_AXES = Pair(0, 0, None, 0, None, None)  # pyright: ignore[reportArgumentType]  # what vmap maps over
+
+
+class Distance(NamedTuple):
+    """The outputs of the rule: D and K, and L and M with the maxima they are measured from."""
+
+    divergence: _Number
+    log_ratio: _Number
+    log_sums: tuple[_Number, _Number]
+    maxima: tuple[_Number, _Number]
+
+
+class Part(NamedTuple):
+    """What student and teacher say of some of a row's classes. Disjoint parts merge; a class is one too.
+
+    Attributes:
+        maxima: the largest logit of either.
+        masses: Σ exp((z − maximum) / T) of either.
+        log_ratio: the log of how many times the teacher's mass the student's is, for logits from the maxima.
+        divergence: of the distributions that the two have over these classes alone.
+    """
+
+    maxima: tuple[_Number, _Number]
+    masses: tuple[_Number, _Number]
+    log_ratio: _Number
+    divergence: _Number
+
+
+def _merge(copies: list[Part], maxima: tuple[_Number, _Number], temperature: Any, total: Any) -> Part:
+    """The part that parts make up, given its maxima, the sum over the parts, and the parts for each of four sums.
+
+    Where one of the two has no mass at all, the divergence is of no meaning, and no part larger than this reads it.
+    """
+
+    def mass(part, i):
+        return part.masses[i] * jnp.exp((part.maxima[i] - maxima[i]) / temperature)
+
+    def lead(part):
+        return _lead(*part.maxima, *maxima) / temperature + part.log_ratio
+
+    def difference(part):
+        return _differences(mass(part, 0), mass(part, 1), lead(part))[0]
+
+    *masses, ratio_less_1 = total((mass(copies[0], 0), mass(copies[1], 1), difference(copies[2])))
+    ratio_less_1 /= masses[1]
+    log_ratio = jnp.log(masses[0]) - jnp.log(masses[1])
+    log_ratio = jnp.where(jnp.abs(ratio_less_1) < 0.5, jnp.log1p(ratio_less_1), log_ratio)
+    part = copies[3]
+    p, q = mass(part, 0) / masses[0], mass(part, 1) / masses[1]
+    inside = jnp.where((q == 0) | jnp.isneginf(part.log_ratio), 0, part.divergence)
+    divergence = total(_differences(p, q, lead(part) - log_ratio)[1] + q * inside)
+    return Part(maxima, (masses[0], masses[1]), log_ratio, divergence)
+
+
+def _lead(z: _Number, t: _Number, m: _Number, n: _Number) -> _Number:
+    """(z − t) − (m − n), to the last digits of the logits, whatever the offset between student and teacher is."""
+    (near, rest), (offset, offset_rest) = _subtract(z, jnp.where(jnp.isneginf(t), 0, t)), _subtract(m, n)
+    lead = (near - offset) + lax.stop_gradient(rest - offset_rest)
+    return jnp.where(jnp.isfinite(lead), lead, (z - m) - (t - n))
+
+
+def _subtract(a: _Number, b: _Number) -> tuple[_Number, _Number]:
+    """The difference, and what its rounding left out (Knuth's two-sum)."""
+    difference = a - b
+    taken = difference - a
+    return difference, (a - (difference - taken)) - (b + taken)
+
+
+def _differences(p: _Number, q: _Number, r: _Number) -> tuple[_Number, _Number]:
+    """The differences p − q and p − q − q r, the second never negative: for p = q exp(r), and any r where q is 0."""
+    near = (jnp.abs(r) < 0.5) & (q != 0)
+    small = jnp.where(near, r, 0)
+    series = jnp.ones_like(small)
+    for order in range(8 if small.dtype == jnp.float32 else 14, 2, -1):
+        series = 1 + small * series * (1 / order)
+    phi = small * small * series / 2
+    far = q * jnp.where(near | (q == 0), 0, r)
+    return jnp.where(near, q * (small + phi), p - q), jnp.where(near, q * phi, p - q - far)
+
+
+def _part(pair: Pair) -> Part:
+    """The classes of a row, or of a slice of it, as one part."""
+    dtype = pair.temperature.dtype
+    zero = jnp.zeros((), dtype)
+    maxima = [row_maximum(logits, dtype) for logits in _logits(pair)]
+    copies = [
+        Part(_logits(pair._replace(student=student, teacher=teacher)), (zero + 1, zero + 1), zero, zero)
+        for student, teacher in _copies((pair.student, pair.teacher), 4)
+    ]
+    return _merge(copies, (maxima[0], maxima[1]), pair.temperature, lambda terms: jax.tree.map(jnp.sum, terms))
+
+
+def _copies(logits: Any, count: int) -> list[Any]:
+    """The logits for one sum after another: XLA:CPU would write out, for every class, what two sums share."""
+
+    def apart(original):
+        copies = [original]
+        for _ in range(count - 1):
+            copies.append(lax.optimization_barrier(copies[-1]))
+        return copies
+
+    return lax.platform_dependent(logits, cpu=apart, default=lambda original: [original] * count)
+
+
+def _join(left: Part, right: Part, temperature: Any) -> Part:
+    """The part that two make up."""
+    maxima = jax.tree.map(jnp.maximum, left.maxima, right.maxima)
+    both = jax.tree.map(lambda *numbers: jnp.stack(numbers), left, right)
+    return _merge([both] * 4, maxima, temperature, lambda terms: jax.tree.map(lambda term: term[0] + term[1], terms))
+
+
+def _distance(part: Part, temperature: Any, classes: Classes) -> Distance:
+    """What a row's part says, once it has been merged over the devices."""
+    if classes.axes:
+        part = _merge([part] * 4, lax.pmax(part.maxima, classes.axes), temperature, classes.sum)
+    student, teacher = part.masses
+    return Distance(part.divergence, part.log_ratio, (jnp.log(student), jnp.log(teacher)), part.maxima)
+
+
+def _gradient(
+    logits: tuple[_Class, _Class], temperature: Any, distance: Distance, cotangents: Distance
+) -> tuple[_Class, _Class, _Number]:
+    """The rule's gradient by the logits of a row at the classes at hand, and what these add to the temperature's."""
+    (divergence, log_ratio, log_sums, maxima), (z, t) = distance, logits
+    d, c, (a, b), _ = cotangents
+    u, v = soften(z - maxima[0], temperature), soften(t - maxima[1], temperature)
+    p, q = jnp.exp(u - log_sums[0]), jnp.exp(v - log_sums[1])
+    lead = soften(_lead(z, t, *maxima), temperature)
+    r = lead - log_ratio
+    difference, term = _differences(p, q, r)
+    d_u = (a + c) * p + d * difference
+    d_v = (b - c) * q - d * q * jnp.where(q == 0, 0, r + divergence)
+    of_both = a * p + b * q + c * difference + d * (term - q * divergence)
+    u, v, is_finite = _finite(u), _finite(v), jnp.isfinite(u) & jnp.isfinite(v)
+    d_temperature = -jnp.sum(d_u * jnp.where(is_finite, lead, u - v) + of_both * v)
+    return d_u / temperature, d_v / temperature, d_temperature / temperature
+
+
+def _finite(logits: _Class) -> _Class:
+    return jnp.where(jnp.isinf(logits), 0, logits)
+
+
+def _logits(pair: Pair) -> tuple[_Class, _Class]:
+    """Zeros where the row does not count, and classes of probability 0 in place of padding."""
+    student, teacher = (
+        silence(pair.counts, without_padding(logits.astype(pair.temperature.dtype), pair.real, -jnp.inf))
+        for logits in (pair.student, pair.teacher)
+    )
+    return student, teacher
+
+
+@jax.custom_vjp
+def _rule(pair: Pair) -> Distance:
+    return _distance(_part(pair), pair.temperature, pair.classes)
+
+
+def _rule_forward(pair: Pair) -> tuple[Distance, tuple[Pair, Distance]]:
+    distance = measure_pair(pair)  # the lifted rule, so that a second derivative meets the rule again
+    return distance, (pair, distance)
+
+
+def _rule_backward(residuals: tuple[Pair, Distance], cotangents: Distance) -> tuple[Pair]:
+    pair, distance = residuals
+    student, teacher, temperature = _gradient(_logits(pair), pair.temperature, distance, cotangents)
+    student, teacher = student.astype(pair.student.dtype), teacher.astype(pair.teacher.dtype)
+    return (Pair(student, teacher, temperature, None, None, pair.classes),)
+
+
+_rule.defvjp(_rule_forward, _rule_backward)
+measure_pair = forward_mode(_rule)
 
 
 class Heads(NamedTuple):
-    """The inputs of the rule: a student and a teacher over the same rows and classes."""
+    """The inputs of the rule for linear heads: a `Pair` for all rows of a student and a teacher."""
 
     student: Head
     teacher: Head
+    temperature: Float[Array, ""]
     counts: Bool[Array, " rows"] | None
     real: Any
     classes: Classes
@@ -57,8 +268,7 @@ class Heads(NamedTuple):
     def block(self, start: Any, size: int) -> "Heads":
         """The same rows over some of the classes."""
         student, teacher = (block_of(head, start, size) for head in (self.student, self.teacher))
-        real = None if self.real is None else self.real - start
-        return Heads(student, teacher, self.counts, real, self.classes)
+        return self._replace(student=student, teacher=teacher, real=None if self.real is None else self.real - start)
 
     def logits(self) -> list[tuple[Array, Any]]:
         """The logits of student and teacher, and what takes a gradient of them to `add_to_gradient`."""
@@ -72,81 +282,60 @@ class Heads(NamedTuple):
         return [held(self.student), held(self.teacher)]
 
 
-class Distance(NamedTuple):
-    """The outputs of the rule: D, and what it is measured with."""
-
-    divergence: _PerRow
-    log_sums: tuple[_PerRow, _PerRow]
-    maxima: tuple[_PerRow, _PerRow]
-
-
 @jax.custom_vjp
-def _rule(heads: Heads) -> Distance:
-    dtype = heads.dtype
+def _rule_of_heads(heads: Heads) -> Distance:
+    temperature = heads.temperature.astype(heads.dtype)
     num_rows, num_classes = heads.student.shape
 
-    def add_block(slices, start, size):
+    def add_block(part, start, size):
         logits = [array for array, _ in heads.block(start, size).logits()]
-        maxima = [jax.vmap(partial(row_maximum, dtype=dtype))(array) for array in logits]
-        mass = jnp.exp(logits[1] - maxima[1][:, None])
-        block = [
-            jax.vmap(lambda z, t, m: slice_row(Row(z, t, None, None, None, m, None, heads.classes)))(array, mass, top)
-            for array, top in zip(logits, maxima, strict=True)
-        ]
-        maximum = jnp.maximum(slices[1].maximum, maxima[1])
-        return [
-            merge(*parts)
-            for parts in zip(
-                _scaled(slices, slices[1].maximum - maximum), _scaled(block, maxima[1] - maximum), strict=True
-            )
-        ]
+        pairs = Pair(*logits, temperature, None, None, heads.classes)
+        return _join(part, jax.vmap(_part, in_axes=(PAIR_AXES,))(pairs), temperature)
 
-    nothing = vary(empty(num_rows, dtype), varying(heads))
-    parts = over_blocks(add_block, [nothing, nothing], num_classes, classes_per_block(heads.student))
-    if heads.classes.axes:
-        maximum = lax.pmax(parts[1].maximum, heads.classes.axes)
-        parts = [merge_devices(part, heads.classes) for part in _scaled(parts, parts[1].maximum - maximum)]
-    student, teacher = parts
-    log_sums = (jnp.log1p(student.sum_less_1), jnp.log1p(teacher.sum_less_1))
-    cross = (student.target.excess - teacher.target.excess) / teacher.target.mass
-    return Distance(cross + (log_sums[0] - log_sums[1]), log_sums, (student.maximum, teacher.maximum))
+    zeros = jnp.zeros(num_rows, heads.dtype)
+    least = zeros + jnp.finfo(heads.dtype).min
+    nothing = vary(Part((least, least), (zeros, zeros), zeros - jnp.inf, zeros), varying(heads))
+    part = over_blocks(add_block, nothing, num_classes, classes_per_block(heads.student))
+    return _distance(part, temperature, heads.classes)
 
 
-def _scaled(slices: list[Slice], by: _PerRow) -> list[Slice]:
-    """Slices of student and teacher whose targets are measured from another maximum of the teacher."""
-    scale = jnp.exp(by)
-    return [part._replace(target=Moment(*(scale * number for number in part.target))) for part in slices]
-
-
-def _rule_forward(heads: Heads) -> tuple[Distance, tuple[Heads, Distance]]:
-    distance = measure_divergence(heads)  # the lifted rule, so that a second derivative meets the rule again
+def _rule_of_heads_forward(heads: Heads) -> tuple[Distance, tuple[Heads, Distance]]:
+    distance = measure_heads(heads)
     return distance, (heads, distance)
 
 
-def _rule_backward(residuals: tuple[Heads, Distance], cotangents: Distance) -> tuple[Heads]:
-    heads, (divergence, log_sums, maxima) = residuals
-    d_divergence, d_log_sums, _ = cotangents
+def _rule_of_heads_backward(residuals: tuple[Heads, Distance], cotangents: Distance) -> tuple[Heads]:
+    heads, distance = residuals
+    temperature = heads.temperature.astype(heads.dtype)
 
-    def add_block(gradients, start, size):
+    def add_block(gradient, start, size):
         block = heads.block(start, size)
         (z, student_pullback), (t, teacher_pullback) = block.logits()
+        d_z, d_t, d_temperature = jax.vmap(_gradient, in_axes=(0, None, 0, 0))(
+            (z, t), temperature, distance, cotangents
+        )
+        return gradient._replace(
+            student=add_to_gradient(gradient.student, block.student, student_pullback(d_z), heads.counts, start),
+            teacher=add_to_gradient(gradient.teacher, block.teacher, teacher_pullback(d_t), heads.counts, start),
+            temperature=gradient.temperature + jnp.sum(d_temperature),
+        )
 
-        def of_row(z, t, d, d_log_sums, divergence, log_sums, maxima):
-            log_p, log_q = (z - maxima[0]) - log_sums[0], (t - maxima[1]) - log_sums[1]
-            p, q = jnp.exp(log_p), jnp.exp(log_q)
-            ratio = jnp.where(q == 0, 0, log_q - jnp.where(q == 0, 0, log_p))
-            return d_log_sums[0] * p + d * (p - q), d_log_sums[1] * q + d * q * (ratio - divergence)
+    zeros = heads._replace(
+        student=no_gradient(heads.student),
+        teacher=no_gradient(heads.teacher),
+        temperature=jnp.zeros_like(temperature),
+        counts=None,
+        real=None,
+    )
+    gradient = over_blocks(add_block, zeros, heads.student.shape[-1], classes_per_block(heads.student))
+    return (
+        gradient._replace(
+            student=rounded(gradient.student, heads.student),
+            teacher=rounded(gradient.teacher, heads.teacher),
+            temperature=gradient.temperature.astype(heads.temperature.dtype),
+        ),
+    )
 
-        d_z, d_t = jax.vmap(of_row)(z, t, d_divergence, d_log_sums, divergence, log_sums, maxima)
-        return [
-            add_to_gradient(gradients[0], block.student, student_pullback(d_z), heads.counts, start),
-            add_to_gradient(gradients[1], block.teacher, teacher_pullback(d_t), heads.counts, start),
-        ]
 
-    zeros = [no_gradient(heads.student), no_gradient(heads.teacher)]
-    student, teacher = over_blocks(add_block, zeros, heads.student.shape[-1], classes_per_block(heads.student))
-    return (Heads(rounded(student, heads.student), rounded(teacher, heads.teacher), None, None, heads.classes),)
-
-
-_rule.defvjp(_rule_forward, _rule_backward)
-measure_divergence = forward_mode(_rule)
+_rule_of_heads.defvjp(_rule_of_heads_forward, _rule_of_heads_backward)
+measure_heads = forward_mode(_rule_of_heads)
