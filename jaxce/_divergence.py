@@ -5,6 +5,7 @@ a difference of two of its losses has no digits left where student and teacher a
 a row of a student's and a teacher's logits.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -96,40 +97,51 @@ class Part(NamedTuple):
     Attributes:
         maxima: the largest logit of either.
         masses: Σ exp((z − maximum) / T) of either.
-        log_ratio: the log of how many times the teacher's mass the student's is, for logits from the maxima.
-        divergence: of the distributions that the two have over these classes alone.
+        log_ratio: the log of how many times the teacher's mass the student's is.
+        divergence: of the distributions that the two have over these classes alone; None of a single class.
     """
 
     maxima: tuple[_Number, _Number]
     masses: tuple[_Number, _Number]
-    log_ratio: _Number
-    divergence: _Number
+    log_ratio: Any
+    divergence: Any
 
 
-def _merge(copies: list[Part], maxima: tuple[_Number, _Number], temperature: Any, total: Any) -> Part:
-    """The part that parts make up, given its maxima, the sum over the parts, and the parts for each of four sums.
+def _merge(copies: list[tuple[Part, Any, Any]], total: Callable[[Any], Any]) -> Part:
+    """The part that parts make up.
 
     Where one of the two has no mass at all, the divergence is of no meaning, and no part larger than this reads it.
+
+    Args:
+        copies: for each of four sums the parts, the maxima of what they make up, and the temperature.
+        total: the sum over the parts.
     """
 
-    def mass(part, i):
+    def mass(copy, i):
+        part, maxima, temperature = copy
         return part.masses[i] * jnp.exp((part.maxima[i] - maxima[i]) / temperature)
 
-    def lead(part):
+    def lead(copy):
+        part, maxima, temperature = copy
         return _lead(*part.maxima, *maxima) / temperature + part.log_ratio
 
-    def difference(part):
-        return _differences(mass(part, 0), mass(part, 1), lead(part))[0]
+    def difference(copy):
+        return _differences(mass(copy, 0), mass(copy, 1), lead(copy))[0]
 
-    *masses, ratio_less_1 = total((mass(copies[0], 0), mass(copies[1], 1), difference(copies[2])))
-    ratio_less_1 /= masses[1]
-    log_ratio = jnp.log(masses[0]) - jnp.log(masses[1])
-    log_ratio = jnp.where(jnp.abs(ratio_less_1) < 0.5, jnp.log1p(ratio_less_1), log_ratio)
-    part = copies[3]
-    p, q = mass(part, 0) / masses[0], mass(part, 1) / masses[1]
-    inside = jnp.where((q == 0) | jnp.isneginf(part.log_ratio), 0, part.divergence)
-    divergence = total(_differences(p, q, lead(part) - log_ratio)[1] + q * inside)
-    return Part(maxima, (masses[0], masses[1]), log_ratio, divergence)
+    def divergence(copy, masses, log_ratio):
+        q, inside = mass(copy, 1) / masses[1], copy[0].divergence
+        between = _differences(mass(copy, 0) / masses[0], q, lead(copy) - log_ratio)[1]
+        return (
+            between
+            if inside is None
+            else between + q * jnp.where((q == 0) | jnp.isneginf(copy[0].log_ratio), 0, inside)
+        )
+
+    student, teacher, ratio_less_1 = total((mass(copies[0], 0), mass(copies[1], 1), difference(copies[2])))
+    ratio_less_1 /= teacher
+    log_ratio = jnp.where(jnp.abs(ratio_less_1) < 0.5, jnp.log1p(ratio_less_1), jnp.log(student) - jnp.log(teacher))
+    masses = student, teacher
+    return Part(copies[0][1], masses, log_ratio, total(divergence(copies[3], masses, log_ratio)))
 
 
 def _lead(z: _Number, t: _Number, m: _Number, n: _Number) -> _Number:
@@ -161,17 +173,17 @@ def _differences(p: _Number, q: _Number, r: _Number) -> tuple[_Number, _Number]:
 def _part(pair: Pair) -> Part:
     """The classes of a row, or of a slice of it, as one part."""
     dtype = pair.temperature.dtype
-    zero = jnp.zeros((), dtype)
-    maxima = [row_maximum(logits, dtype) for logits in _logits(pair)]
+    maxima = tuple(row_maximum(logits, dtype) for logits in _logits(pair))
+    one = jnp.ones((), dtype)
     copies = [
-        Part(_logits(pair._replace(student=student, teacher=teacher)), (zero + 1, zero + 1), zero, zero)
-        for student, teacher in _copies((pair.student, pair.teacher), 4)
+        (Part(_logits(pair), (one, one), 0, None), maxima, pair.temperature)
+        for pair, maxima in _copies((pair, maxima), 4)
     ]
-    return _merge(copies, (maxima[0], maxima[1]), pair.temperature, lambda terms: jax.tree.map(jnp.sum, terms))
+    return _merge(copies, lambda terms: jax.tree.map(jnp.sum, terms))
 
 
-def _copies(logits: Any, count: int) -> list[Any]:
-    """The logits for one sum after another: XLA:CPU would write out, for every class, what two sums share."""
+def _copies(values: Any, count: int) -> list[Any]:
+    """The values for one sum after another: XLA:CPU would write out, for every class, what two sums share."""
 
     def apart(original):
         copies = [original]
@@ -179,20 +191,20 @@ def _copies(logits: Any, count: int) -> list[Any]:
             copies.append(lax.optimization_barrier(copies[-1]))
         return copies
 
-    return lax.platform_dependent(logits, cpu=apart, default=lambda original: [original] * count)
+    return lax.platform_dependent(values, cpu=apart, default=lambda original: [original] * count)
 
 
 def _join(left: Part, right: Part, temperature: Any) -> Part:
     """The part that two make up."""
     maxima = jax.tree.map(jnp.maximum, left.maxima, right.maxima)
     both = jax.tree.map(lambda *numbers: jnp.stack(numbers), left, right)
-    return _merge([both] * 4, maxima, temperature, lambda terms: jax.tree.map(lambda term: term[0] + term[1], terms))
+    return _merge([(both, maxima, temperature)] * 4, lambda terms: jax.tree.map(lambda term: term[0] + term[1], terms))
 
 
 def _distance(part: Part, temperature: Any, classes: Classes) -> Distance:
     """What a row's part says, once it has been merged over the devices."""
     if classes.axes:
-        part = _merge([part] * 4, lax.pmax(part.maxima, classes.axes), temperature, classes.sum)
+        part = _merge([(part, lax.pmax(part.maxima, classes.axes), temperature)] * 4, classes.sum)
     student, teacher = part.masses
     return Distance(part.divergence, part.log_ratio, (jnp.log(student), jnp.log(teacher)), part.maxima)
 
