@@ -28,7 +28,7 @@ from jaxce._head import (
 from jaxce._inputs import Head, accumulator
 from jaxce._mesh import Classes, vary, varying
 from jaxce._rows import silence
-from jaxce._rule import row_maximum, without_padding
+from jaxce._rule import apart, row_maximum, without_padding
 
 _Class = Float[Array, " classes"]
 _Number = Float[Array, "*any"]
@@ -60,8 +60,10 @@ _Number = Float[Array, "*any"]
 #
 #     T dz = (a + c) p + d (p − q)          T dt = (b − c) q − d q (r + D)
 #
-# T itself is answered by −(z − m) dz / T − (t − n) dt / T. Near agreement these cancel down to the size of r² too, so
-# they are added up as δ (dz + …)
+# With u = (z − m) / T, du = T dz, and v and dv of the teacher, the derivative by T is −Σ_c (u du + v dv) / T. Near
+# agreement it is of the size of r² too, and its terms are so if they are put together as
+#
+#     u du + v dv = δ du + v (du + dv)          du + dv = a p + b q + c (p − q) + d ((p − q − q r) − q D)
 
 
 class Pair(NamedTuple):
@@ -129,13 +131,11 @@ def _merge(copies: list[tuple[Part, Any, Any]], total: Callable[[Any], Any]) -> 
         return _differences(mass(copy, 0), mass(copy, 1), lead(copy))[0]
 
     def divergence(copy, masses, log_ratio):
-        q, inside = mass(copy, 1) / masses[1], copy[0].divergence
+        part, q = copy[0], mass(copy, 1) / masses[1]
         between = _differences(mass(copy, 0) / masses[0], q, lead(copy) - log_ratio)[1]
-        return (
-            between
-            if inside is None
-            else between + q * jnp.where((q == 0) | jnp.isneginf(copy[0].log_ratio), 0, inside)
-        )
+        if part.divergence is None:
+            return between
+        return between + q * jnp.where((q == 0) | jnp.isneginf(part.log_ratio), 0, part.divergence)
 
     student, teacher, ratio_less_1 = total((mass(copies[0], 0), mass(copies[1], 1), difference(copies[2])))
     ratio_less_1 /= teacher
@@ -177,21 +177,9 @@ def _part(pair: Pair) -> Part:
     one = jnp.ones((), dtype)
     copies = [
         (Part(_logits(pair), (one, one), 0, None), maxima, pair.temperature)
-        for pair, maxima in _copies((pair, maxima), 4)
+        for pair, maxima in apart((pair, maxima), 4)
     ]
     return _merge(copies, lambda terms: jax.tree.map(jnp.sum, terms))
-
-
-def _copies(values: Any, count: int) -> list[Any]:
-    """The values for one sum after another: XLA:CPU would write out, for every class, what two sums share."""
-
-    def apart(original):
-        copies = [original]
-        for _ in range(count - 1):
-            copies.append(lax.optimization_barrier(copies[-1]))
-        return copies
-
-    return lax.platform_dependent(values, cpu=apart, default=lambda original: [original] * count)
 
 
 def _join(left: Part, right: Part, temperature: Any) -> Part:
@@ -282,7 +270,7 @@ class Heads(NamedTuple):
         student, teacher = (block_of(head, start, size) for head in (self.student, self.teacher))
         return self._replace(student=student, teacher=teacher, real=None if self.real is None else self.real - start)
 
-    def logits(self) -> list[tuple[Array, Any]]:
+    def logits(self) -> tuple[tuple[Array, Any], tuple[Array, Any]]:
         """The logits of student and teacher, and what takes a gradient of them to `add_to_gradient`."""
 
         def held(head):
@@ -291,7 +279,7 @@ class Heads(NamedTuple):
 
             return jax.vjp(of_products, project(head, self.counts, self.dtype), head)
 
-        return [held(self.student), held(self.teacher)]
+        return held(self.student), held(self.teacher)
 
 
 @jax.custom_vjp
@@ -300,8 +288,8 @@ def _rule_of_heads(heads: Heads) -> Distance:
     num_rows, num_classes = heads.student.shape
 
     def add_block(part, start, size):
-        logits = [array for array, _ in heads.block(start, size).logits()]
-        pairs = Pair(*logits, temperature, None, None, heads.classes)
+        (z, _), (t, _) = heads.block(start, size).logits()
+        pairs = Pair(z, t, temperature, None, None, heads.classes)
         return _join(part, jax.vmap(_part, in_axes=(PAIR_AXES,))(pairs), temperature)
 
     zeros = jnp.zeros(num_rows, heads.dtype)

@@ -439,7 +439,8 @@ def linear_distillation_loss(
         reduction: "mean", "sum", "none" or "parts".
 
     Returns:
-        float32 (float64 for float64 inputs), as `linear_cross_entropy`. 0 where student and teacher agree.
+        float32 (float64 for float64 inputs), as `linear_cross_entropy`. 0 where student and teacher agree, and as
+        exact for the logits of a block as `distillation_loss`.
 
     Raises:
         TypeError: a dtype is wrong, or `recompute` is not a bool.

@@ -282,20 +282,23 @@ def slice_row(row: Row, *, shares_exp: bool = False) -> Slice:
 
 
 def _copies(row: Row, count: int) -> tuple[list[Row], list[_Number]]:
-    """The row, and a 0, for one sum after another: XLA:CPU would write out, for every class, what two sums share."""
+    """The row, and a 0, for one sum after another."""
+    rows, zeros = zip(*apart((row, jnp.zeros_like(row.maximum)), count), strict=True)
+    return list(rows), list(zeros)
 
-    def apart(original):
-        copies = [original]
+
+def apart(values: Any, count: int) -> list[Any]:
+    """The values for one sum after another: XLA:CPU would write out, for every class, what two sums share."""
+
+    def barred(values):
+        copies = [values]
         for _ in range(count - 1):
             copies.append(lax.optimization_barrier(copies[-1]))
         return copies
 
-    original = row, jnp.zeros_like(row.maximum)
     if count == 1:
-        return [row], [original[1]]
-    copies = lax.platform_dependent(original, cpu=apart, default=lambda original: [original] * count)
-    rows, zeros = zip(*copies, strict=True)
-    return list(rows), list(zeros)
+        return [values]
+    return lax.platform_dependent(values, cpu=barred, default=lambda values: [values] * count)
 
 
 def _sum(values: _Class) -> _Number:

@@ -83,6 +83,23 @@ def test_no_second_residual_over_the_classes(call, capsys):
     assert all("from the argument" in line for line in saved)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_distillation_holds_one_array_over_the_classes(temperature, capsys):
+    """The terms of one sum at a time, and for the backward pass nothing but the arguments."""
+    logits = ShapeDtypeStruct((N, C), F32)
+
+    def loss(logits, teacher_logits):
+        return jaxce.distillation_loss(logits, teacher_logits, temperature=temperature)
+
+    for function in (loss, jax.value_and_grad(loss)):
+        compiled = jax.jit(function).lower(logits, logits).compile()
+        assert compiled.memory_analysis().temp_size_in_bytes <= 1.01 * N * C * 4
+    print_saved_residuals(loss, logits, logits)
+    saved = [line for line in capsys.readouterr().out.splitlines() if f"[{N},{C}]" in line]
+    assert len(saved) == 2
+    assert all("from the argument" in line for line in saved)
+
+
 CHILD = """
 import jax
 import jax.numpy as jnp

@@ -1,5 +1,7 @@
 """Accuracy against 50 digits, with the bounds that the documentation states."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import mpmath
@@ -7,6 +9,8 @@ import numpy as np
 import oracle
 import plain
 import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 import jaxce
 
@@ -264,13 +268,152 @@ def test_means_accumulate_in_float32():
         )
 
 
-def test_distillation_is_zero_where_the_models_agree(rng):
-    logits = jnp.asarray(rng.normal(0, 4, (16, 100)), jnp.float32)
-    for temperature in (1.0, 2.0, 3.0):
-        losses = jaxce.distillation_loss(logits, logits, temperature=temperature, reduction="none")
-        np.testing.assert_array_equal(losses, 0)
-    gradient = jax.grad(jaxce.distillation_loss)(logits, logits)
-    np.testing.assert_allclose(gradient, 0, atol=1e-8)
+EYE = np.eye(80, dtype=np.float32)  # a head whose logits are its kernel, exactly
+ON_DEVICES = {"num_classes": 22, "class_axis_name": "model"}
+
+
+def _of_head(recompute, block_bytes):
+    def losses(student, teacher, **options):
+        how = {"recompute": recompute, "block_bytes": block_bytes}
+        return jaxce.linear_distillation_loss(EYE, student, EYE, teacher, **how, **options)
+
+    return losses
+
+
+def _of_devices(losses):
+    def split(student, teacher, weights, temperature, reduction):
+        def on_device(student, teacher, weights, temperature):
+            options = {"weights": weights, "temperature": temperature, "reduction": reduction}
+            return losses(student, teacher, **options, **ON_DEVICES)
+
+        mesh = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Auto,))
+        specs = P(None, "model"), P(None, "model"), P(), P()
+        return jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=P())(
+            student, teacher, weights, jnp.asarray(temperature)
+        )
+
+    return split
+
+
+DISTILLATION = {
+    "dense": jaxce.distillation_loss,
+    "head, blocks of 1": _of_head(True, 4 * 80),
+    "head, blocks of 5": _of_head(True, 5 * 4 * 80),
+    "head, one block": _of_head(True, None),
+    "head, forward gradients": _of_head(False, 7 * 4 * 24),
+    "dense on devices": _of_devices(jaxce.distillation_loss),
+    "head on devices": _of_devices(_of_head(True, 2 * 4 * 80)),
+}
+
+
+def _divergence(student, teacher, temperature):
+    """T² KL(q ‖ p) of every row in float64, and its derivatives by both logits and by T."""
+    scaled = [z.astype(np.float64) / temperature for z in (student, teacher)]
+    u, v = (z - z.max(-1, keepdims=True) for z in scaled)
+    log_p, log_q = (z - np.log(np.exp(z).sum(-1, keepdims=True)) for z in (u, v))
+    p, q, r = np.exp(log_p), np.exp(log_q), log_p - log_q
+    divergence = (q * (np.expm1(r) - r)).sum(-1)
+    d_u, d_v = p - q, -q * (r + divergence[:, None])
+    by_temperature = 2 * temperature * divergence - temperature * (d_u * u + d_v * v).sum(-1)
+    return temperature**2 * divergence, temperature * d_u, temperature * d_v, by_temperature
+
+
+def _agreeing(temperature, rng):
+    """Rows of two models that are 1e-2 … 1e-9 nats apart, half of them with an offset, as float32 stores them."""
+    nats = np.repeat([1e-2, 1e-4, 4e-7, 3e-9, 1e-9], 16)[:, None]
+    teacher = rng.normal(0, 3, (80, 24)).astype(np.float32)
+    noise = temperature * np.sqrt(2 * nats) * rng.normal(size=teacher.shape)
+    return (teacher + noise + 1e3 * (np.arange(80)[:, None] % 2)).astype(np.float32), teacher
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 3.0])
+@pytest.mark.parametrize("way", DISTILLATION)
+def test_distillation_near_agreement(way, temperature, rng):
+    student, teacher = _agreeing(temperature, rng)
+    real = slice(0, 22 if "devices" in way else 24)
+    exact, d_student, d_teacher, d_temperature = _divergence(student[:, real], teacher[:, real], temperature)
+    assert exact.min() < 1e-9 * temperature**2
+    weights = (1 / exact).astype(np.float32)  # so that every row has a part in the sum
+
+    @jax.jit
+    def results(student, teacher, temperature):
+        def losses(weights, reduction, *moving):
+            return DISTILLATION[way](*moving[:2], weights=weights, temperature=moving[2], reduction=reduction)
+
+        each = losses(jnp.ones(80), "none", student, teacher, temperature)
+        of_sum = jax.value_and_grad(lambda *moving: losses(weights, "sum", *moving), (0, 1, 2))
+        return each, *of_sum(student, teacher, temperature)
+
+    each, total, gradients = results(student, teacher, temperature)
+    np.testing.assert_allclose(each, exact, rtol=2e-6)
+    np.testing.assert_allclose(total, np.sum(weights * exact), rtol=2e-6)
+    np.testing.assert_allclose(gradients[2], np.sum(weights * d_temperature), rtol=1e-5)
+    for gradient, row_gradient in zip(gradients, (d_student, d_teacher), strict=False):
+        expected = weights[:, None] * row_gradient
+        error = np.abs(np.asarray(gradient)[:, real] - expected).max(-1) / np.abs(expected).max(-1)
+        assert error.max() <= 2e-6
+
+
+def test_divergence_of_the_reference():
+    """The formula in float64 that the tests of distillation are held to, by 50 digits."""
+    student, teacher = _agreeing(1.0, np.random.default_rng(0))
+    for row, other, value in zip(student, teacher, _divergence(student, teacher, 1.0)[0], strict=True):
+        (log_z, _, _, _), (log_t, _, _, q) = oracle.row(row, 0), oracle.row(other, 0)
+        log_ratios = [float(t) - log_t - (float(z) - log_z) for z, t in zip(row, other, strict=True)]
+        exact = mpmath.fsum(qc * ratio for qc, ratio in zip(q, log_ratios, strict=True))
+        assert oracle.relative_error(value, exact) <= 1e-9
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_distillation_is_never_negative(dtype, rng):
+    teacher = rng.normal(0, 4, (4096, 33))
+    noise = 10.0 ** rng.uniform(-9, 1, (4096, 1)) * rng.normal(size=teacher.shape)
+    student, teacher = jnp.asarray(teacher + noise, dtype), jnp.asarray(teacher, dtype)
+    losses = jax.jit(jax.vmap(lambda t: jaxce.distillation_loss(student, teacher, temperature=t, reduction="none")))
+    assert losses(jnp.array([0.3, 1, 3])).min() >= 0
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3, -1e4])
+def test_distillation_is_zero_where_the_models_agree(offset, rng):
+    teacher = jnp.asarray(np.round(rng.normal(0, 4, (80, 24)) * 64) / 64, jnp.float32)
+    student = teacher + offset  # exactly
+    for losses in (DISTILLATION["dense"], DISTILLATION["head, blocks of 5"]):
+        for temperature in (1.0, 2.0, 3.0):
+            both = jax.vjp(lambda *z, f=losses, t=temperature: f(*z, temperature=t, reduction="none"), student, teacher)
+            for array in (both[0], *both[1](jnp.ones(80))):
+                np.testing.assert_array_equal(array, 0)
+
+
+@pytest.mark.parametrize("way", ["dense", "head, blocks of 5", "head, forward gradients"])
+def test_distillation_far_from_agreement(way, rng):
+    """From 0.1 to 1e4 nats, and with classes that the teacher leaves out."""
+    teacher = rng.normal(0, 2, (80, 24)).astype(np.float32)
+    student = (teacher + np.logspace(-0.5, 4, 80)[:, None] * rng.normal(size=teacher.shape)).astype(np.float32)
+    exact, d_student, d_teacher, _ = _divergence(student, teacher, 1.0)
+    assert exact.min() < 1
+    assert exact.max() > 1e4
+    losses = functools.partial(DISTILLATION[way], reduction="none")
+    np.testing.assert_allclose(losses(student, teacher), exact, rtol=2e-6)
+    summed = jax.jit(jax.grad(lambda *arrays: DISTILLATION[way](*arrays, reduction="sum"), (0, 1)))
+    for result, expected in zip(summed(student, teacher), (d_student, d_teacher), strict=True):
+        scale = np.maximum(1, exact)[:, None]
+        np.testing.assert_allclose(result / scale, expected / scale, rtol=2e-6, atol=2e-6)
+
+    def left_out(name, array):
+        """Without class 3, of a head by its bias."""
+        bias = np.where(np.arange(24) == 3, -np.inf, 0).astype(np.float32)
+        return (array + bias, {}) if way == "dense" else (array, {name: bias})
+
+    without = _divergence(np.delete(student, 3, 1), np.delete(teacher, 3, 1), 1.0)[0]
+    z = student.astype(np.float64)
+    rest = np.logaddexp.reduce(z, -1) - np.logaddexp.reduce(np.delete(z, 3, 1), -1)
+    array, options = left_out("teacher_bias", teacher)
+    np.testing.assert_allclose(losses(student, array, **options), without + rest, rtol=2e-6)
+
+    array, options = left_out("bias", student)
+    np.testing.assert_array_equal(losses(array, teacher, **options), np.inf)
+    gradient = jax.grad(lambda z: DISTILLATION[way](z, teacher, reduction="sum", **options))(array)
+    assert np.all(np.isfinite(gradient))
 
 
 @pytest.mark.parametrize("num_classes", [50257, 131072])
