@@ -127,4 +127,5 @@ class Distillation(NamedTuple):
             for _ in rows.logits.shape[:-1]:
                 measure = jax.vmap(measure, in_axes=(PAIR_AXES,))
             distance = measure(vary_rule(Pair(rows.logits, rows.targets, *of_rows)))
-        return jnp.square(temperature) * silence(rows.counts, distance.divergence.astype(rows.dtype))
+        divergence = silence(rows.counts, distance.divergence.astype(rows.dtype))
+        return jnp.square(temperature) * divergence
