@@ -76,7 +76,7 @@ def distillation_loss(
     Args:
         logits: the student's, (..., C), or the classes along `axis`. Any floating dtype.
         teacher_logits: the teacher's, the shape of `logits`, any floating dtype. −inf leaves a class out.
-        temperature: T > 0, scalar.
+        temperature: T in [1e-9, 1e9], scalar.
         axis: the class axis of both.
         weights: weights of the rows, the shape of the losses.
         where: boolean, the shape of the losses; rows where it is false are not read.
@@ -106,7 +106,7 @@ def distillation_loss(
     inputs = check_teacher(
         logits, teacher_logits, axis, weights, where, OnMesh(num_classes, class_axis_name, batch_axis_name)
     )
-    temperature = check_scalar("temperature", temperature, low=0, open_low=True)
+    temperature = check_scalar("temperature", temperature, low=1e-9, high=1e9)
     check_reduction(reduction)
     return reduce_class_loss(Distillation(temperature), inputs, reduction=reduction)
 

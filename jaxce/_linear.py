@@ -423,7 +423,7 @@ def linear_distillation_loss(
         kernel: the student's, (D, V), any floating dtype.
         teacher_hidden: (..., E), any floating dtype; its own width E.
         teacher_kernel: (E, V), any floating dtype.
-        temperature: T > 0, scalar.
+        temperature: T in [1e-9, 1e9], scalar.
         bias: the student's, (V,), floating.
         softcap: the student's s > 0, scalar; the logits are s · tanh((hidden · kernel + bias) / s).
         teacher_bias: (V,), floating.
@@ -460,7 +460,7 @@ def linear_distillation_loss(
     student = check_head(hidden, kernel, bias, softcap, block_bytes)
     teacher = check_head(teacher_hidden, teacher_kernel, teacher_bias, teacher_softcap, block_bytes, prefix="teacher_")
     inputs = check_teacher_head(student, teacher, weights, where, OnMesh(num_classes, class_axis_name, batch_axis_name))
-    temperature = check_scalar("temperature", temperature, low=0, open_low=True)
+    temperature = check_scalar("temperature", temperature, low=1e-9, high=1e9)
     return _reduce(Distillation(temperature), inputs, reduction, recompute)
 
 

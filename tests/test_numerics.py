@@ -327,6 +327,17 @@ def _agreeing(temperature, rng):
     return (teacher + noise + offsets[:, None]).astype(np.float32), teacher
 
 
+@pytest.mark.parametrize("way", ["dense", "head, blocks of 5"])
+def test_distillation_at_either_end_of_the_temperatures(way, rng):
+    """T² KL becomes half of the variance of the logits' differences; of a cold T, the price of another first class."""
+    student, teacher = rng.normal(size=(2, 80, 24)).astype(np.float32)
+    hot = DISTILLATION[way](student, teacher, temperature=1e9, reduction="none")
+    np.testing.assert_allclose(hot, np.var((student - teacher).astype(np.float64), -1) / 2, rtol=1e-5)
+    cold = DISTILLATION[way](student, teacher, temperature=1e-9, reduction="none")
+    gap = student.max(-1) - np.take_along_axis(student, teacher.argmax(-1)[:, None], -1)[:, 0]
+    np.testing.assert_allclose(cold, 1e-9 * gap, rtol=1e-5)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 3.0])
 @pytest.mark.parametrize("way", DISTILLATION)
 def test_distillation_near_agreement(way, temperature, rng):
