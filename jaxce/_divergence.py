@@ -183,7 +183,7 @@ def _part(pair: Pair) -> Part:
 
 
 def _join(left: Part, right: Part, temperature: Any) -> Part:
-    """The part that two make up."""
+    """The part that two parts of a row make up."""
     maxima = jax.tree.map(jnp.maximum, left.maxima, right.maxima)
     both = jax.tree.map(lambda *numbers: jnp.stack(numbers), left, right)
     return _merge([(both, maxima, temperature)] * 4, lambda terms: jax.tree.map(lambda term: term[0] + term[1], terms))
@@ -290,7 +290,8 @@ def _rule_of_heads(heads: Heads) -> Distance:
     def add_block(part, start, size):
         (z, _), (t, _) = heads.block(start, size).logits()
         pairs = Pair(z, t, temperature, None, None, heads.classes)
-        return _join(part, jax.vmap(_part, in_axes=(PAIR_AXES,))(pairs), temperature)
+        block = jax.vmap(_part, in_axes=(PAIR_AXES,))(pairs)
+        return jax.vmap(_join, in_axes=(0, 0, None))(part, block, temperature)
 
     zeros = jnp.zeros(num_rows, heads.dtype)
     least = zeros + jnp.finfo(heads.dtype).min
