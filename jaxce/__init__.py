@@ -8,12 +8,10 @@ from jaxce._elementwise import binary_cross_entropy as binary_cross_entropy
 from jaxce._elementwise import binary_focal_loss as binary_focal_loss
 from jaxce._elementwise import l1_loss as l1_loss
 from jaxce._elementwise import mse_loss as mse_loss
-from jaxce._linear import linear_cross_entropy as linear_cross_entropy
-from jaxce._linear import linear_distillation_loss as linear_distillation_loss
-from jaxce._linear import linear_focal_loss as linear_focal_loss
-from jaxce._linear import linear_poly_loss as linear_poly_loss
+from jaxce._logits import LinearLogits as LinearLogits
 from jaxce._losses import cross_entropy as cross_entropy
 from jaxce._losses import focal_loss as focal_loss
+from jaxce._losses import linear_cross_entropy as linear_cross_entropy
 from jaxce._losses import poly_loss as poly_loss
 from jaxce._reduction import MeanParts as MeanParts
 from jaxce._reduction import reduce_losses as reduce_losses
@@ -21,12 +19,12 @@ from jaxce._scores import multi_margin_loss as multi_margin_loss
 from jaxce._scores import nll_loss as nll_loss
 from jaxce._summary import Summary as Summary
 from jaxce._summary import summarize as summarize
-from jaxce._summary import summarize_linear as summarize_linear
 
 __version__ = "0.2.0.dev0"
 
 # Without `torch`: a star import would take that name from whoever has imported PyTorch.
 __all__ = [
+    "LinearLogits",
     "MeanParts",
     "Summary",
     "binary_cross_entropy",
@@ -38,14 +36,10 @@ __all__ = [
     "imbalance",
     "l1_loss",
     "linear_cross_entropy",
-    "linear_distillation_loss",
-    "linear_focal_loss",
-    "linear_poly_loss",
     "mse_loss",
     "multi_margin_loss",
     "nll_loss",
     "poly_loss",
     "reduce_losses",
     "summarize",
-    "summarize_linear",
 ]

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxce._inputs import ClassInputs, ElementInputs, Head, LabelInputs
+from jaxce._inputs import ClassInputs, ElementInputs, LabelInputs
+from jaxce._logits import LinearLogits
 from jaxce._split import is_explicit
 
 _are_checked = jax.make_user_context(False)  # part of what jit's caches go by
@@ -67,7 +68,7 @@ def report_classes(inputs: ClassInputs) -> None:
     if not _looks(inputs):
         return
     targets, counts = inputs.targets, inputs.where
-    if not isinstance(targets, Head):
+    if not isinstance(targets, LinearLogits):
         targets = jnp.asarray(targets)
         if jnp.issubdtype(targets.dtype, jnp.integer):
             labels, counts, in_range = read_labels(targets, counts, inputs)
@@ -82,7 +83,7 @@ def report_classes(inputs: ClassInputs) -> None:
     if inputs.targets_name != "targets":
         named.append((inputs.targets_name, inputs.targets))
     for name, logits in named:
-        if not isinstance(logits, Head):
+        if not isinstance(logits, LinearLogits):
             _report_nan(name, logits, _real_and_counted(inputs, counts))
             continue
         prefix = "" if logits is inputs.logits else "teacher_"

@@ -8,8 +8,9 @@ from jaxtyping import Array
 
 from jaxce._divergence import PAIR_AXES, Heads, Pair, measure_heads, measure_pair
 from jaxce._eager import one_program
-from jaxce._inputs import Head, OnMesh, check_reduction, check_scalar, check_teacher
-from jaxce._losses import reduce_class_loss
+from jaxce._formula import reduce_formula
+from jaxce._inputs import OnMesh, check_reduction, check_teacher, check_temperature
+from jaxce._logits import LinearLogits
 from jaxce._mesh import vary_rule
 from jaxce._reduction import MeanParts
 from jaxce._rows import Rows, silence
@@ -30,8 +31,8 @@ from jaxce._types import (
 
 @overload
 def distillation_loss(
-    logits: Logits,
-    teacher_logits: Logits,
+    logits: Logits | LinearLogits,
+    teacher_logits: Logits | LinearLogits,
     *,
     temperature: Scalar = ...,
     axis: SupportsIndex = ...,
@@ -40,8 +41,8 @@ def distillation_loss(
 ) -> Array: ...
 @overload
 def distillation_loss(
-    logits: Logits,
-    teacher_logits: Logits,
+    logits: Logits | LinearLogits,
+    teacher_logits: Logits | LinearLogits,
     *,
     temperature: Scalar = ...,
     axis: SupportsIndex = ...,
@@ -50,8 +51,8 @@ def distillation_loss(
 ) -> MeanParts: ...
 @one_program
 def distillation_loss(
-    logits: Logits,
-    teacher_logits: Logits,
+    logits: Logits | LinearLogits,
+    teacher_logits: Logits | LinearLogits,
     *,
     temperature: Scalar = 1.0,
     axis: SupportsIndex = -1,
@@ -74,8 +75,9 @@ def distillation_loss(
     The factor T² keeps the gradient's size when T changes.
 
     Args:
-        logits: the student's, (..., C), or the classes along `axis`. Any floating dtype.
-        teacher_logits: the teacher's, the shape of `logits`, any floating dtype. −inf leaves a class out.
+        logits: the student's, (..., C), or the classes along `axis`, any floating dtype; or `LinearLogits`.
+        teacher_logits: the teacher's, the shape of `logits`, any floating dtype; or `LinearLogits`. Either may be held
+            beside the other that is not. −inf leaves a class out.
         temperature: T in [1e-9, 1e9], scalar.
         axis: the class axis of both.
         weights: weights of the rows, the shape of the losses.
@@ -106,9 +108,9 @@ def distillation_loss(
     inputs = check_teacher(
         logits, teacher_logits, axis, weights, where, OnMesh(num_classes, class_axis_name, batch_axis_name)
     )
-    temperature = check_scalar("temperature", temperature, low=1e-9, high=1e9)
+    temperature = check_temperature("temperature", temperature)
     check_reduction(reduction)
-    return reduce_class_loss(Distillation(temperature), inputs, reduction=reduction)
+    return reduce_formula(Distillation(temperature), inputs, reduction=reduction)
 
 
 class Distillation(NamedTuple):
@@ -120,7 +122,7 @@ class Distillation(NamedTuple):
         temperature = self.temperature.astype(rows.dtype)
         real = rows.classes.real(rows.logits.shape[-1])
         of_rows = (temperature, rows.counts, real, rows.classes)
-        if isinstance(rows.logits, Head):
+        if isinstance(rows.logits, LinearLogits) or isinstance(rows.targets, LinearLogits):
             distance = measure_heads(vary_rule(Heads(rows.logits, rows.targets, *of_rows)))
         else:
             measure = measure_pair

@@ -22,10 +22,11 @@ from jaxce._head import (
     no_gradient,
     over_blocks,
     project,
+    put,
     rounded,
     soften,
 )
-from jaxce._inputs import Head, accumulator
+from jaxce._logits import LinearLogits, accumulator
 from jaxce._mesh import Classes, vary, varying
 from jaxce._rows import silence
 from jaxce._rule import apart, row_maximum, without_padding
@@ -251,10 +252,10 @@ measure_pair = forward_mode(_rule)
 
 
 class Heads(NamedTuple):
-    """The inputs of the rule for linear heads: a `Pair` for all rows of a student and a teacher."""
+    """The inputs of the rule where student, teacher or both are lazy: a `Pair` for all rows."""
 
-    student: Head
-    teacher: Head
+    student: Any  # LinearLogits, or Float[Array, "rows classes"] beside them
+    teacher: Any
     temperature: Float[Array, ""]
     counts: Bool[Array, " rows"] | None
     real: Any
@@ -265,21 +266,32 @@ class Heads(NamedTuple):
         """The dtype of the arithmetic."""
         return accumulator(self.student, self.teacher)
 
+    @property
+    def classes_per_block(self) -> int:
+        """By the student's word, if it is lazy, and else by the teacher's."""
+        return classes_per_block(self.student if isinstance(self.student, LinearLogits) else self.teacher)
+
     def block(self, start: Any, size: int) -> "Heads":
         """The same rows over some of the classes."""
         student, teacher = (block_of(head, start, size) for head in (self.student, self.teacher))
         return self._replace(student=student, teacher=teacher, real=None if self.real is None else self.real - start)
 
     def logits(self) -> tuple[tuple[Array, Any], tuple[Array, Any]]:
-        """The logits of student and teacher, and what takes a gradient of them to `add_to_gradient`."""
+        """The logits of student and teacher, and what adds a gradient of them to one of all classes."""
+        return self._held(self.student), self._held(self.teacher)
 
-        def held(head):
-            def of_products(products, head):
-                return without_padding(finish(products, head), self.real, -jnp.inf)
+    def _held(self, block: Any) -> tuple[Array, Any]:
+        if not isinstance(block, LinearLogits):
+            logits = silence(self.counts, without_padding(block.astype(self.dtype), self.real, -jnp.inf))
+            return logits, lambda gradient, d_logits, start: put(gradient, d_logits, start)
 
-            return jax.vjp(of_products, project(head, self.counts, self.dtype), head)
+        def of_products(products, block):
+            return without_padding(finish(products, block), self.real, -jnp.inf)
 
-        return held(self.student), held(self.teacher)
+        logits, pullback = jax.vjp(of_products, project(block, self.counts, self.dtype), block)
+        return logits, lambda gradient, d_logits, start: add_to_gradient(
+            gradient, block, pullback(d_logits), self.counts, start
+        )
 
 
 @jax.custom_vjp
@@ -296,7 +308,7 @@ def _rule_of_heads(heads: Heads) -> Distance:
     zeros = jnp.zeros(num_rows, heads.dtype)
     least = zeros + jnp.finfo(heads.dtype).min
     nothing = vary(Part((least, least), (zeros, zeros), zeros - jnp.inf, zeros), varying(heads))
-    part = over_blocks(add_block, nothing, num_classes, classes_per_block(heads.student))
+    part = over_blocks(add_block, nothing, num_classes, heads.classes_per_block)
     return _distance(part, temperature, heads.classes)
 
 
@@ -311,13 +323,13 @@ def _rule_of_heads_backward(residuals: tuple[Heads, Distance], cotangents: Dista
 
     def add_block(gradient, start, size):
         block = heads.block(start, size)
-        (z, student_pullback), (t, teacher_pullback) = block.logits()
+        (z, add_student), (t, add_teacher) = block.logits()
         d_z, d_t, d_temperature = jax.vmap(_gradient, in_axes=(0, None, 0, 0))(
             (z, t), temperature, distance, cotangents
         )
         return gradient._replace(
-            student=add_to_gradient(gradient.student, block.student, student_pullback(d_z), heads.counts, start),
-            teacher=add_to_gradient(gradient.teacher, block.teacher, teacher_pullback(d_t), heads.counts, start),
+            student=add_student(gradient.student, d_z, start),
+            teacher=add_teacher(gradient.teacher, d_t, start),
             temperature=gradient.temperature + jnp.sum(d_temperature),
         )
 
@@ -328,7 +340,7 @@ def _rule_of_heads_backward(residuals: tuple[Heads, Distance], cotangents: Dista
         counts=None,
         real=None,
     )
-    gradient = over_blocks(add_block, zeros, heads.student.shape[-1], classes_per_block(heads.student))
+    gradient = over_blocks(add_block, zeros, heads.student.shape[-1], heads.classes_per_block)
     return (
         gradient._replace(
             student=rounded(gradient.student, heads.student),

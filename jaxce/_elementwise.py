@@ -9,15 +9,8 @@ from jaxtyping import Array
 
 from jaxce._checks import report_elements
 from jaxce._eager import one_program
-from jaxce._inputs import (
-    ElementInputs,
-    accumulator,
-    check_broadcast,
-    check_elements,
-    check_reduction,
-    check_scalar,
-    present,
-)
+from jaxce._inputs import ElementInputs, check_broadcast, check_elements, check_reduction, check_scalar, present
+from jaxce._logits import accumulator
 from jaxce._reduction import MeanParts, reduce_rows
 from jaxce._rows import silence
 from jaxce._split import aligned

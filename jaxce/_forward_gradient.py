@@ -15,11 +15,18 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 from jaxce._head import cut, finish, over_blocks, project, project_back, put
-from jaxce._inputs import Head, accumulator
+from jaxce._logits import LinearLogits, accumulator
 from jaxce._mesh import over_axes, vary, varying
 from jaxce._rows import Rows
 
-_OF_ROWS = {"hidden", "targets", "counts", "valid", "weights"}  # fields with an axis of rows; all others are shared
+_OF_ROWS = {
+    "hidden",
+    "logits",
+    "targets",
+    "counts",
+    "valid",
+    "weights",
+}  # fields with an axis of rows; all others are shared
 
 
 def total_loss(loss: Any, rows: Rows) -> Float[Array, ""]:
@@ -31,13 +38,12 @@ def total_loss(loss: Any, rows: Rows) -> Float[Array, ""]:
     Args:
         loss: a pytree of settings that is called with rows and returns their losses before `weights`, such as
             `CrossEntropy`.
-        rows: with a `Head` for logits; `targets` may be a `Head` too.
+        rows: of which the logits are lazy, or the targets that are a teacher's, or both.
     """
     row_axes = varying(loss, rows) - {*rows.classes.axes}
     # What meets the classes is cast before the derivative is taken, so that its gradient is one device's own.
     own = {*row_axes, *rows.classes.axes}
-    heads = {"logits": rows.logits} | ({"targets": rows.targets} if isinstance(rows.targets, Head) else {})
-    rows = rows._replace(**vary(heads, own))
+    rows = rows._replace(**vary(_lazy(rows), own))
     paths, structure = jax.tree.flatten_with_path(vary((loss, rows), row_axes))
     leaves = [leaf for _, leaf in paths]
     of_rows = [path[-1].name in _OF_ROWS and path[0].idx == 1 for path, _ in paths]
@@ -101,29 +107,32 @@ def _by_blocks(leaves, structure, of_rows, moving) -> tuple[Float[Array, ""], li
 
     nothing = [jnp.zeros_like(leaves[i], accumulator(leaves[i])) for i in moving]
     zero = vary(jnp.zeros((), rows.dtype), varying(leaves) - {*rows.classes.axes})
-    return over_blocks(add_block, (zero, nothing), rows.logits.shape[0], _rows_per_block(rows.logits))
+    return over_blocks(add_block, (zero, nothing), rows.logits.shape[0], _rows_per_block(rows))
 
 
 def _value_and_gradients(loss: Any, rows: Rows) -> tuple[Float[Array, ""], tuple[Any, Rows]]:
     """The sum over a block of rows whose logits are held, and its gradient by all of loss and rows."""
-    student, teacher = rows.logits, rows.targets if isinstance(rows.targets, Head) else None
-    heads = [head for head in (student, teacher) if head is not None]
-    products = [project(head, rows.counts, rows.dtype) for head in heads]
+    lazy = _lazy(rows)
+    products = {name: project(head, rows.counts, rows.dtype) for name, head in lazy.items()}
 
     def of_products(products, loss, rows):
-        held = [finish(product, head) for product, head in zip(products, (rows.logits, rows.targets), strict=False)]
-        rows = rows._replace(logits=held[0], targets=rows.targets if teacher is None else held[1])
-        return _weighed_sum(loss, rows)
+        held = {name: finish(product, getattr(rows, name)) for name, product in products.items()}
+        return _weighed_sum(loss, rows._replace(**held))
 
     value, (d_products, d_loss, d_rows) = jax.value_and_grad(of_products, argnums=(0, 1, 2), allow_int=True)(
         products, *_widen_shared(loss, rows)
     )
-    d_heads = []
-    for head, d_product, d_head in zip(heads, d_products, (d_rows.logits, d_rows.targets), strict=False):
-        d_hidden, d_kernel = project_back(d_product, head, rows.counts)
-        d_heads.append(replace(d_head, hidden=d_hidden, kernel=d_kernel))
-    d_rows = d_rows._replace(logits=d_heads[0], targets=d_rows.targets if teacher is None else d_heads[1])
-    return value, (d_loss, d_rows)
+    d_heads = {}
+    for name, head in lazy.items():
+        d_hidden, d_kernel = project_back(d_products[name], head, rows.counts)
+        d_heads[name] = replace(getattr(d_rows, name), hidden=d_hidden, kernel=d_kernel)
+    return value, (d_loss, d_rows._replace(**d_heads))
+
+
+def _lazy(rows: Rows) -> dict[str, LinearLogits]:
+    """Which of logits and targets are lazy."""
+    pair = {"logits": rows.logits, "targets": rows.targets}
+    return {name: part for name, part in pair.items() if isinstance(part, LinearLogits)}
 
 
 def _widen_shared(loss: Any, rows: Rows) -> tuple[Any, Rows]:
@@ -132,17 +141,13 @@ def _widen_shared(loss: Any, rows: Rows) -> tuple[Any, Rows]:
     def widen(array):
         return array.astype(accumulator(array)) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
-    def widen_head(head):
-        if not isinstance(head, Head) or head.bias is None:
-            return head
-        return replace(head, bias=widen(head.bias))
-
     loss = jax.tree.map(widen, loss)
-    return loss, rows._replace(logits=widen_head(rows.logits), targets=widen_head(rows.targets))
+    heads = {name: replace(head, bias=jax.tree.map(widen, head.bias)) for name, head in _lazy(rows).items()}
+    return loss, rows._replace(**heads)
 
 
-def _rows_per_block(head: Head) -> int:
-    """How many rows of all classes fit into a block."""
-    num_rows, num_classes = head.shape
-    block_bytes = 2**29 if head.block_bytes is None else head.block_bytes
-    return max(1, min(num_rows, block_bytes // (4 * num_classes)))
+def _rows_per_block(rows: Rows) -> int:
+    """How many rows of all classes fit into a block, by the first lazy logits' word."""
+    num_rows, num_classes = rows.logits.shape
+    block_bytes = next(iter(_lazy(rows).values())).block_bytes
+    return max(1, min(num_rows, (2**29 if block_bytes is None else block_bytes) // (4 * num_classes)))

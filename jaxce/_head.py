@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Integer
 
 from jaxce._autodiff import forward_mode
-from jaxce._inputs import Head, accumulator
+from jaxce._logits import LinearLogits, accumulator
 from jaxce._mesh import Classes, vary, varying
 from jaxce._rows import silence
 from jaxce._rule import ROW_AXES, Numbers, Row, numbers_of, row_maximum, slice_gradient, slice_row
@@ -29,7 +29,7 @@ _Carry = TypeVar("_Carry")
 class HeadRows(NamedTuple):
     """The inputs of the rule: a `Row` for all rows of a head."""
 
-    head: Head
+    head: LinearLogits
     targets: Integer[Array, " rows"] | Float[Array, "rows classes"]
     target_weights: _PerClass | None
     class_vector: _PerClass | None
@@ -112,12 +112,14 @@ _rule.defvjp(_rule_forward, _rule_backward)
 measure_head = forward_mode(_rule)
 
 
-def block_of(head: Head, start: Any, size: int) -> Head:
-    """The head of some of the classes."""
+def block_of(head: Any, start: Any, size: int) -> Any:
+    """The logits of some of the classes; an array of them is cut."""
+    if not isinstance(head, LinearLogits):
+        return cut(head, start, size)
     return replace(head, kernel=cut(head.kernel, start, size), bias=cut(head.bias, start, size))
 
 
-def classes_per_block(head: Head) -> int:
+def classes_per_block(head: LinearLogits) -> int:
     """How many classes of all rows fit into a block."""
     num_rows, num_classes = head.shape
     per_class = 4 * max(1, num_rows)
@@ -142,14 +144,14 @@ def over_blocks(step: Callable[[_Carry, Any, int], _Carry], carry: _Carry, total
     return carry
 
 
-def project(head: Head, counts: Any, dtype: Any) -> Float[Array, "rows classes"]:
+def project(head: LinearLogits, counts: Any, dtype: Any) -> Float[Array, "rows classes"]:
     """The product of hidden and kernel, accumulated in at least float32; 0 for rows that do not count."""
     hidden, kernel = _operands(head)
     return silence(counts, _dot(hidden, kernel, 1, 0).astype(dtype))
 
 
 def project_back(
-    d_products: Float[Array, "rows classes"], head: Head, counts: Any
+    d_products: Float[Array, "rows classes"], head: LinearLogits, counts: Any
 ) -> tuple[Float[Array, "rows features"], Float[Array, "features classes"]]:
     """The gradients of hidden and kernel, in at least float32, from multiplications in the operands' dtype."""
     hidden, kernel = _operands(head)
@@ -159,13 +161,17 @@ def project_back(
     return d_hidden, _dot(silence(counts, hidden), d_products, 0, 0)
 
 
-def no_gradient(head: Head) -> Head:
+def no_gradient(head: Any) -> Any:
     """Zeros to add the gradients of blocks to: hidden's in the dtype of the arithmetic, as every block adds to it."""
     zeros = jax.tree.map(jnp.zeros_like, head)
+    if not isinstance(head, LinearLogits):
+        return zeros
     return replace(zeros, hidden=zeros.hidden.astype(accumulator(head)))
 
 
-def add_to_gradient(gradient: Head, block: Head, d_finish: tuple[Array, Head], counts: Any, start: Any) -> Head:
+def add_to_gradient(
+    gradient: LinearLogits, block: LinearLogits, d_finish: tuple[Array, LinearLogits], counts: Any, start: Any
+) -> LinearLogits:
     """The gradient of a head with that of a block in it, given what the pullback of `finish` returned for the block."""
     d_products, d_block = d_finish
     d_hidden, d_kernel = project_back(d_products, block, counts)
@@ -179,12 +185,14 @@ def add_to_gradient(gradient: Head, block: Head, d_finish: tuple[Array, Head], c
     )
 
 
-def rounded(gradient: Head, head: Head) -> Head:
+def rounded(gradient: Any, head: Any) -> Any:
     """The gradient in the dtypes of the head."""
+    if not isinstance(head, LinearLogits):
+        return gradient
     return replace(gradient, hidden=gradient.hidden.astype(head.hidden.dtype))
 
 
-def _operands(head: Head) -> tuple[Array, Array]:
+def _operands(head: LinearLogits) -> tuple[Array, Array]:
     hidden, kernel = head.hidden, head.kernel
     dtype = hidden.dtype if hidden.dtype == kernel.dtype else accumulator(hidden, kernel)
     return hidden.astype(dtype), kernel.astype(dtype)
@@ -195,7 +203,7 @@ def _dot(left: Array, right: Array, left_axis: int, right_axis: int) -> Array:
     return lax.dot_general(left, right, contracted, preferred_element_type=accumulator(left, right))
 
 
-def finish(products: Float[Array, "rows classes"], head: Head) -> Float[Array, "rows classes"]:
+def finish(products: Float[Array, "rows classes"], head: LinearLogits) -> Float[Array, "rows classes"]:
     """The logits, from the products of hidden and kernel."""
     logits, dtype = products, products.dtype
     if head.bias is not None:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from jaxce._logits import LinearLogits, accumulator
 from jaxce._mesh import Classes
 from jaxce._split import (
     UNSPLIT,
@@ -33,37 +34,6 @@ from jaxce._types import Reduction
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["hidden", "kernel", "bias", "softcap", "temperature"],
-    meta_fields=["block_bytes"],
-)
-@dataclass(frozen=True)
-class Head:
-    """Logits that nobody holds: softcap · tanh((hidden · kernel + bias) / softcap) / temperature.
-
-    It stands where an array of logits would: hidden (..., D), kernel (D, V), bias (V,), the others scalars; all but the
-    first two may be None. `block_bytes` is what one block of the logits may take in float32.
-    """
-
-    hidden: Any
-    kernel: Any
-    bias: Any = None
-    softcap: Any = None
-    temperature: Any = None
-    block_bytes: int | None = None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the logits."""
-        return (*self.hidden.shape[:-1], self.kernel.shape[-1])
-
-    @property
-    def dtype(self) -> Any:
-        """The dtype of the logits."""
-        return accumulator(self.hidden, self.kernel, self.bias)
-
-
-@partial(
-    jax.tree_util.register_dataclass,
     data_fields=["logits", "targets", "weights", "class_weights", "class_vector", "where"],
     meta_fields=["axis", "ignore_index", "num_classes", "split", "name", "targets_name"],
 )
@@ -71,8 +41,8 @@ class Head:
 class ClassInputs:
     """Checked arguments of a loss over classes, on their way into `jit`; `axis` is not negative.
 
-    The logits, and a teacher's that stand in `targets`, are an array or a `Head`. `num_classes` is None where no class
-    is padding, `name` and `targets_name` are the caller's words.
+    The logits, and a teacher's that stand in `targets`, are an array or `LinearLogits`. `num_classes` is None where no
+    class is padding, `name` and `targets_name` are the caller's words.
     """
 
     logits: Any
@@ -96,13 +66,20 @@ class ClassInputs:
         number = slices * self.logits.shape[self.axis] if self.num_classes is None else self.num_classes
         return Classes(number, axes, slices)
 
+    @property
+    def rows_shape(self) -> tuple[int, ...]:
+        """The shape of the losses."""
+        return self.logits.shape[: self.axis] + self.logits.shape[self.axis + 1 :]
+
     def specs(self) -> "ClassInputs":
         """How the arrays are split over a mesh."""
         rows, classes = self.split.rows_spec(), self.split.classes_spec()
-        targets_have_classes = isinstance(self.targets, Head) or jnp.issubdtype(self.targets.dtype, jnp.floating)
+        targets_have_classes = isinstance(self.targets, LinearLogits) or jnp.issubdtype(
+            self.targets.dtype, jnp.floating
+        )
 
         def over_classes(logits):
-            if not isinstance(logits, Head):
+            if not isinstance(logits, LinearLogits):
                 return self.split.spec(logits.ndim, self.axis)
             kernel = PartitionSpec(None, *classes)
             whole = PartitionSpec()
@@ -170,18 +147,20 @@ def check_classes(
     ignore_index: SupportsIndex | None = None,
     on_mesh: OnMesh | None = None,
     labels_only: str | None = None,
+    may_be_lazy: bool = False,
     name: str = "logits",
 ) -> ClassInputs:
     """Checks the arguments that losses over classes share.
 
-    `logits` may be a checked `Head`. `labels_only` is the name of a loss that is defined for class indices alone,
-    `name` what the caller calls the logits.
+    `labels_only` is the name of a loss that is defined for class indices alone, `may_be_lazy` whether it takes
+    `LinearLogits`, `name` what the caller calls the logits.
     """
-    if isinstance(logits, Head):
+    if may_be_lazy and isinstance(logits, LinearLogits):
         name = "hidden · kernel"
+        logits, axis = _check_logits(name, logits, axis)
     else:
         logits = check_floating(name, logits)
-    axis = check_axis(axis, name, logits.shape)
+        axis = check_axis(axis, name, logits.shape)
     size = logits.shape[axis]
     if size == 0:
         raise ValueError(f"`{name}` must have at least one class; got shape {logits.shape} with class axis {axis}.")
@@ -213,7 +192,7 @@ def check_classes(
 def _check_mesh(inputs: ClassInputs, name: str, on_mesh: OnMesh) -> ClassInputs:
     """Checks how the classes and the rows are split, and how many classes are real."""
     logits, (num_classes, *names) = inputs.logits, on_mesh
-    is_label = not isinstance(inputs.targets, Head) and jnp.issubdtype(inputs.targets.dtype, jnp.integer)
+    is_label = not isinstance(inputs.targets, LinearLogits) and jnp.issubdtype(inputs.targets.dtype, jnp.integer)
     of_rows: dict[str, Any] = {"weights": inputs.weights, "where": inputs.where}
     of_rows |= {"targets": inputs.targets} if is_label else {}
     of_classes = {"class_weights": inputs.class_weights, "class_vector": inputs.class_vector}
@@ -225,9 +204,9 @@ def _check_mesh(inputs: ClassInputs, name: str, on_mesh: OnMesh) -> ClassInputs:
     ]
     split = find_split(holders, *names)
     check_same(split, of_rows)
-    check_rows_vary(split, logits.hidden if isinstance(logits, Head) else logits, of_rows)
-    if isinstance(inputs.targets, Head):
-        check_classes_vary(split.class_axes, "teacher_kernel", inputs.targets.kernel)
+    check_rows_vary(split, logits.hidden if isinstance(logits, LinearLogits) else logits, of_rows)
+    if isinstance(inputs.targets, LinearLogits):
+        check_classes_vary(split.class_axes, f"{inputs.targets_name}.kernel", inputs.targets.kernel)
     inputs = replace(inputs, split=split)
     if num_classes is not None:
         num_classes = check_integer("num_classes", num_classes)
@@ -243,7 +222,7 @@ def _check_mesh(inputs: ClassInputs, name: str, on_mesh: OnMesh) -> ClassInputs:
 
 def _holders(name: str, logits: Any, axis: int) -> list[Holder]:
     """Logits, or what a head consists of, as `find_split` takes them."""
-    if not isinstance(logits, Head):
+    if not isinstance(logits, LinearLogits):
         return [Holder(name, logits, tuple(i for i in range(logits.ndim) if i != axis), axis)]
     hidden = Holder("hidden", logits.hidden, tuple(range(logits.hidden.ndim - 1)))
     bias = [] if logits.bias is None else [Holder("bias", logits.bias, classes=0)]
@@ -258,26 +237,25 @@ def check_teacher(
     where: Any,
     on_mesh: OnMesh,
 ) -> ClassInputs:
-    """Checks the arguments of a loss whose targets are logits themselves."""
-    logits = check_floating("logits", logits)
-    teacher_logits = check_floating("teacher_logits", teacher_logits)
+    """Checks the arguments of a loss whose targets are logits themselves; either may be lazy."""
+    name = "hidden · kernel" if isinstance(logits, LinearLogits) else "logits"
+    logits, axis = _check_logits(name, logits, axis)
+    teacher_logits, _ = _check_logits("teacher_logits", teacher_logits, axis, prefix="teacher_logits.")
     if teacher_logits.shape != logits.shape:
         raise ValueError(
-            f"`teacher_logits` must have the shape of `logits`, {logits.shape}; got {teacher_logits.shape}. "
-            "Do both models share the classes?"
+            f"`teacher_logits` must have the shape of `{name}`, {logits.shape}; got {teacher_logits.shape}. "
+            "Do both models share the rows and the classes?"
         )
-    axis = check_axis(axis, "logits", logits.shape)
     weights, where = check_weights_and_mask(weights, where, logits.shape[:axis] + logits.shape[axis + 1 :])
     inputs = ClassInputs(logits, teacher_logits, weights, None, where, axis, targets_name="teacher_logits")
-    return _check_mesh(inputs, "logits", on_mesh)
+    return _check_mesh(inputs, name, on_mesh)
 
 
-def check_head(
-    hidden: Any, kernel: Any, bias: Any, softcap: Any, block_bytes: SupportsIndex | None = None, *, prefix: str = ""
-) -> Head:
-    """Checks the arguments of a linear head. `prefix` is what the names of the first four begin with."""
+def _check_linear(logits: LinearLogits, prefix: str = "") -> LinearLogits:
+    """Checks what lazy logits consist of. `prefix` is what the names of its parts begin with."""
     hidden_name, kernel_name, bias_name = f"{prefix}hidden", f"{prefix}kernel", f"{prefix}bias"
-    hidden, kernel = check_floating(hidden_name, hidden), check_floating(kernel_name, kernel)
+    hidden, kernel = check_floating(hidden_name, logits.hidden), check_floating(kernel_name, logits.kernel)
+    bias, softcap, temperature, block_bytes = logits.bias, logits.softcap, logits.temperature, logits.block_bytes
     if hidden.ndim == 0:
         raise ValueError(f"`{hidden_name}` must have shape (..., D), features last; got shape ().")
     width = hidden.shape[-1]
@@ -296,42 +274,45 @@ def check_head(
             )
     if softcap is not None:
         softcap = check_scalar(f"{prefix}softcap", softcap, low=0, open_low=True)
+    if temperature is not None:
+        temperature = check_temperature(f"{prefix}temperature", temperature)
     if block_bytes is not None:
-        block_bytes = check_integer("block_bytes", block_bytes)
+        block_bytes = check_integer(f"{prefix}block_bytes", block_bytes)
         if block_bytes <= 0:
-            raise ValueError(f"`block_bytes` must be positive; got {shown(block_bytes)}.")
-    return Head(hidden, kernel, bias, softcap, block_bytes=block_bytes)
-
-
-def check_recompute(recompute: Any) -> None:
-    """Checks the choice of a backward pass."""
-    if not (recompute is None or isinstance(recompute, bool)):
+            raise ValueError(f"`{prefix}block_bytes` must be positive; got {shown(block_bytes)}.")
+    if not (logits.recompute is None or isinstance(logits.recompute, bool)):
         raise TypeError(
-            f"`recompute` must be True, False or None, known when the function is traced; got {shown(recompute)}."
+            f"`{prefix}recompute` must be True, False or None, known when the function is traced; got "
+            f"{shown(logits.recompute)}."
         )
+    return LinearLogits(
+        hidden,
+        kernel,
+        bias=bias,
+        softcap=softcap,
+        temperature=temperature,
+        block_bytes=block_bytes,
+        recompute=logits.recompute,
+    )
 
 
-def check_teacher_head(
-    student: Head,
-    teacher: Head,
-    weights: Any,
-    where: Any,
-    on_mesh: OnMesh,
-) -> ClassInputs:
-    """Checks that two heads have the same rows and classes, and the weights of the rows."""
-    rows, teacher_rows = student.shape[:-1], teacher.shape[:-1]
-    if teacher_rows != rows:
+def _check_logits(name: str, logits: Any, axis: Any, prefix: str = "") -> tuple[Any, int]:
+    """Checks an array of logits, or lazy ones, and the axis of their classes."""
+    if not isinstance(logits, LinearLogits):
+        logits = check_floating(name, logits)
+        return logits, check_axis(axis, name, logits.shape)
+    logits = _check_linear(logits, prefix)
+    axis = check_axis(axis, name, logits.shape)
+    if axis != logits.ndim - 1:
         raise ValueError(
-            f"`teacher_hidden` must have the rows of `hidden`, {rows}, and features last; got {teacher.hidden.shape}."
+            f"`axis` must be -1 for LinearLogits, whose classes are last; got {axis} of {logits.ndim} axes."
         )
-    if teacher.shape != student.shape:
-        raise ValueError(
-            f"`teacher_kernel` must have the {student.shape[-1]} classes of `kernel` last; got {teacher.kernel.shape}. "
-            "Do both models share the classes?"
-        )
-    weights, where = check_weights_and_mask(weights, where, rows)
-    inputs = ClassInputs(student, teacher, weights, None, where, len(rows), targets_name="teacher_hidden")
-    return _check_mesh(inputs, "hidden · kernel", on_mesh)
+    return logits, axis
+
+
+def check_temperature(name: str, temperature: Any) -> Any:
+    """Checks what divides the logits. Its square has no digits in float32 beyond some 1e±19."""
+    return check_scalar(name, temperature, low=1e-9, high=1e9)
 
 
 def _check_class_vector(vector: Any, num_classes: int) -> Any:
@@ -520,6 +501,11 @@ def as_array(name: str, value: Any) -> Any:
         return value.__jax_array__()
     if isinstance(value, int | np.generic | np.ndarray):
         return _as_jax_reads_it(name, value)
+    if isinstance(value, LinearLogits):
+        raise TypeError(
+            f"`{name}` must be an array here; got LinearLogits, which nobody holds. `cross_entropy`, `focal_loss`, "
+            "`poly_loss`, `distillation_loss` and `summarize` take them as logits. Elsewhere pass hidden @ kernel."
+        )
     kind = type(value)
     raise TypeError(
         f"`{name}` must be a jax.Array or a NumPy array; got {kind.__module__}.{kind.__qualname__}. "
@@ -559,12 +545,6 @@ def shown(value: Any) -> str:
     if hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, np.generic):
         return f"an array of shape {value.shape} and dtype {value.dtype}"
     return reprlib.repr(value)
-
-
-def accumulator(*arrays: Any) -> Any:
-    """The dtype of the arithmetic: float64 where any input has it, else float32."""
-    is_double = any(array is not None and jnp.result_type(array.dtype) == jnp.float64 for array in arrays)
-    return jnp.float64 if is_double else jnp.float32
 
 
 def check_floating(name: str, value: Any) -> Any:

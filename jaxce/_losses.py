@@ -1,26 +1,29 @@
-"""The losses that are arithmetic on a row's summary: cross entropy, focal, poly.
+"""The losses that are arithmetic on a row's summary: cross entropy, focal, poly; a formula each.
 
 Their derivatives are plain autodiff above the rule of `_summary`.
 """
 
-from functools import partial
 from typing import Any, NamedTuple, SupportsIndex, Unpack, overload
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxce._eager import one_program
+from jaxce._formula import reduce_formula
 from jaxce._inputs import OnMesh, check_classes, check_reduction, check_scalar, present
-from jaxce._reduction import MeanParts, reduce_rows
-from jaxce._rows import Rows, on_slices, read_classes
+from jaxce._logits import LinearLogits
+from jaxce._reduction import MeanParts
+from jaxce._rows import Rows
 from jaxce._summary import summarize_rows
 from jaxce._types import (
     AxisName,
     ClassOptions,
     ClassVector,
     Distributions,
+    Hidden,
+    Kernel,
     Labels,
+    LinearOptions,
     Logits,
     PerRow,
     Reduction,
@@ -35,7 +38,7 @@ from jaxce._types import (
 
 @overload
 def cross_entropy(
-    logits: Logits,
+    logits: Logits | LinearLogits,
     targets: Labels | Distributions,
     *,
     label_smoothing: Scalar = ...,
@@ -45,7 +48,7 @@ def cross_entropy(
 ) -> Array: ...
 @overload
 def cross_entropy(
-    logits: Logits,
+    logits: Logits | LinearLogits,
     targets: Labels | Distributions,
     *,
     label_smoothing: Scalar = ...,
@@ -55,7 +58,7 @@ def cross_entropy(
 ) -> MeanParts: ...
 @one_program
 def cross_entropy(
-    logits: Logits,
+    logits: Logits | LinearLogits,
     targets: Labels | Distributions,
     *,
     axis: SupportsIndex = -1,
@@ -88,10 +91,11 @@ def cross_entropy(
     are inside l, as in PyTorch.
 
     Args:
-        logits: (..., C), or the classes along `axis`. Any floating dtype; the arithmetic is at least float32.
+        logits: (..., C), or the classes along `axis`. Any floating dtype; the arithmetic is at least float32. Or
+            `LinearLogits`, which nobody holds.
         targets: labels in [0, C), any integer dtype, the shape of `logits` without the class axis; or distributions, a
             floating dtype, the shape of `logits`. They need not sum to 1. The dtype decides.
-        axis: the class axis of `logits` and of distributions.
+        axis: the class axis of `logits` and of distributions. `LinearLogits` have theirs last.
         weights: weights of the rows, the shape of the losses. 0 multiplies: 0 · NaN is NaN.
         class_weights: (C,), real.
         where: boolean, the shape of the losses. A row where it is false counts as nothing and is not read: it may hold
@@ -143,11 +147,12 @@ def cross_entropy(
         where=where,
         ignore_index=ignore_index,
         on_mesh=OnMesh(num_classes, class_axis_name, batch_axis_name),
+        may_be_lazy=True,
     )
     label_smoothing = check_scalar("label_smoothing", label_smoothing, low=0, high=1)
     z_loss = check_scalar("z_loss", z_loss, low=0)
     check_reduction(reduction)
-    return reduce_class_loss(CrossEntropy(present(label_smoothing), present(z_loss)), inputs, reduction=reduction)
+    return reduce_formula(CrossEntropy(present(label_smoothing), present(z_loss)), inputs, reduction=reduction)
 
 
 class CrossEntropy(NamedTuple):
@@ -176,21 +181,127 @@ class CrossEntropy(NamedTuple):
         return losses
 
 
-@partial(jax.jit, static_argnames="reduction", inline=True)
-def reduce_class_loss(loss, inputs, *, reduction):
-    """The jitted half of the losses over classes: `loss` is the formula of a row, such as `CrossEntropy`."""
+@overload
+def linear_cross_entropy(
+    hidden: Hidden,
+    kernel: Kernel,
+    targets: Labels | Distributions,
+    *,
+    label_smoothing: Scalar = ...,
+    z_loss: Scalar = ...,
+    reduction: ToArray = ...,
+    **options: Unpack[LinearOptions],
+) -> Array: ...
+@overload
+def linear_cross_entropy(
+    hidden: Hidden,
+    kernel: Kernel,
+    targets: Labels | Distributions,
+    *,
+    label_smoothing: Scalar = ...,
+    z_loss: Scalar = ...,
+    reduction: ToParts,
+    **options: Unpack[LinearOptions],
+) -> MeanParts: ...
+def linear_cross_entropy(
+    hidden: Hidden,
+    kernel: Kernel,
+    targets: Labels | Distributions,
+    *,
+    bias: ClassVector | None = None,
+    softcap: Scalar | None = None,
+    temperature: Scalar | None = None,
+    weights: RowWeights | None = None,
+    class_weights: ClassVector | None = None,
+    where: RowMask | None = None,
+    ignore_index: SupportsIndex | None = None,
+    label_smoothing: Scalar = 0.0,
+    z_loss: Scalar = 0.0,
+    block_bytes: SupportsIndex | None = None,
+    recompute: bool | None = None,
+    num_classes: SupportsIndex | None = None,
+    class_axis_name: AxisName | None = None,
+    batch_axis_name: RowAxisNames | None = None,
+    reduction: Reduction = "mean",
+) -> Array | MeanParts:
+    """Cross entropy of hidden · kernel, without the logits ever being held.
 
-    def reduce_slice(inputs, loss):
-        rows = read_classes(inputs)
-        row_weights = rows.counts, rows.weights, rows.label_weights
-        return reduce_rows(loss(rows), *row_weights, axes=inputs.split.row_axes, reduction=reduction)
+    `cross_entropy` of `LinearLogits`, for who looks for the name. Every other loss over classes takes them as well.
 
-    return on_slices(reduce_slice, inputs, loss, per_row=reduction == "none")
+    Args:
+        hidden: (..., D), any floating dtype, as in `LinearLogits`.
+        kernel: (D, V), any floating dtype, as in `flax`'s Dense; of tied embeddings (V, D) pass `embedding.T`.
+        targets: labels in [0, V), any integer dtype, shape (...); or distributions (..., V), floating.
+        bias: (V,), floating.
+        softcap: s > 0, scalar: the logits are s · tanh((hidden · kernel + bias) / s).
+        temperature: T in [1e-9, 1e9], scalar, by which they are divided.
+        weights: weights of the rows, the shape of the losses (...).
+        class_weights: (V,), real; as in `cross_entropy`.
+        where: boolean, the shape of the losses. A row where it is false counts as nothing and is not read.
+        ignore_index: label of rows that do not count; labels only.
+        label_smoothing: ε in [0, 1].
+        z_loss: λ ≥ 0.
+        block_bytes: what one block of logits may take in float32, as in `LinearLogits`.
+        recompute: whether the backward pass makes the logits again, as in `LinearLogits`.
+        num_classes: how many classes there are in all, as in `cross_entropy`. Padding of `kernel` and `bias` must be
+            finite.
+        class_axis_name: mesh axes that split the classes, as in `cross_entropy`: those of `kernel`, `bias`,
+            `class_weights` and distributions. On an Auto mesh, plain `jit` gathers the kernel unless it is given.
+        batch_axis_name: mesh axes that split the rows, as in `cross_entropy`.
+        reduction: "mean", "sum", "none" (which always recomputes) or "parts".
+
+    Returns:
+        float32 (float64 for float64 inputs), as `cross_entropy`. Gradients have the dtype of their arrays; that of the
+        logits is rounded to the dtype of the products on its way to them, and in float16 classes less likely than 6e-8
+        vanish from it. A label outside [0, V) makes its loss NaN, and with it every gradient that is a sum over rows.
+
+    Raises:
+        TypeError: a dtype contradicts its meaning, an argument is no array, or `recompute` is not a bool.
+        ValueError: a shape, a setting, `block_bytes`, `reduction` or a NumPy label is wrong, or `ignore_index` comes
+            with distributions.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxce
+        >>> hidden, kernel = jnp.ones((4, 2)), jnp.eye(2, 1000)
+        >>> targets = jnp.array([0, 1, 2, -1])
+        >>> print(f"{jaxce.linear_cross_entropy(hidden, kernel, targets, ignore_index=-1):.4f}")
+        6.2445
+        >>> print(f"{jaxce.cross_entropy(hidden @ kernel, targets, ignore_index=-1):.4f}")
+        6.2445
+
+    References:
+        - Wijmans et al., Cut Your Losses in Large-Vocabulary Language Models, 2024.
+        - Gemma Team, Gemma 2: Improving Open Language Models at a Practical Size, 2024 (soft-capping).
+    """
+    logits = LinearLogits(
+        hidden,
+        kernel,
+        bias=bias,
+        softcap=softcap,
+        temperature=temperature,
+        block_bytes=block_bytes,
+        recompute=recompute,
+    )
+    return cross_entropy(
+        logits,
+        targets,
+        weights=weights,
+        class_weights=class_weights,
+        where=where,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        num_classes=num_classes,
+        class_axis_name=class_axis_name,
+        batch_axis_name=batch_axis_name,
+        reduction=reduction,
+    )
 
 
 @overload
 def focal_loss(
-    logits: Logits,
+    logits: Logits | LinearLogits,
     targets: Labels,
     *,
     gamma: Scalar = ...,
@@ -199,7 +310,7 @@ def focal_loss(
 ) -> Array: ...
 @overload
 def focal_loss(
-    logits: Logits,
+    logits: Logits | LinearLogits,
     targets: Labels,
     *,
     gamma: Scalar = ...,
@@ -208,7 +319,7 @@ def focal_loss(
 ) -> MeanParts: ...
 @one_program
 def focal_loss(
-    logits: Logits,
+    logits: Logits | LinearLogits,
     targets: Labels,
     *,
     gamma: Scalar = 2.0,
@@ -234,7 +345,7 @@ def focal_loss(
     γ = 0 is cross entropy.
 
     Args:
-        logits: (..., C), or the classes along `axis`. Any floating dtype.
+        logits: (..., C), or the classes along `axis`, any floating dtype; or `LinearLogits`.
         targets: labels in [0, C), any integer dtype, the shape of `logits` without the class axis.
         gamma: γ ≥ 0, scalar.
         axis: the class axis of `logits`.
@@ -274,10 +385,11 @@ def focal_loss(
         ignore_index=ignore_index,
         on_mesh=OnMesh(num_classes, class_axis_name, batch_axis_name),
         labels_only="focal_loss",
+        may_be_lazy=True,
     )
     gamma = check_scalar("gamma", gamma, low=0)
     check_reduction(reduction)
-    return reduce_class_loss(Focal(gamma), inputs, reduction=reduction)
+    return reduce_formula(Focal(gamma), inputs, reduction=reduction)
 
 
 class Focal(NamedTuple):
@@ -309,7 +421,7 @@ def _focal(nll: PerRow, gamma) -> PerRow:
 
 @overload
 def poly_loss(
-    logits: Logits,
+    logits: Logits | LinearLogits,
     targets: Labels,
     *,
     epsilon: Scalar = ...,
@@ -318,7 +430,7 @@ def poly_loss(
 ) -> Array: ...
 @overload
 def poly_loss(
-    logits: Logits,
+    logits: Logits | LinearLogits,
     targets: Labels,
     *,
     epsilon: Scalar = ...,
@@ -327,7 +439,7 @@ def poly_loss(
 ) -> MeanParts: ...
 @one_program
 def poly_loss(
-    logits: Logits,
+    logits: Logits | LinearLogits,
     targets: Labels,
     *,
     epsilon: Scalar = 1.0,
@@ -350,7 +462,7 @@ def poly_loss(
     .. math:: l = w_y (−\log p_y + ε (1 − p_y))
 
     Args:
-        logits: (..., C), or the classes along `axis`. Any floating dtype.
+        logits: (..., C), or the classes along `axis`, any floating dtype; or `LinearLogits`.
         targets: labels in [0, C), any integer dtype, the shape of `logits` without the class axis.
         epsilon: ε, scalar.
         axis: the class axis of `logits`.
@@ -389,10 +501,11 @@ def poly_loss(
         ignore_index=ignore_index,
         on_mesh=OnMesh(num_classes, class_axis_name, batch_axis_name),
         labels_only="poly_loss",
+        may_be_lazy=True,
     )
     epsilon = check_scalar("epsilon", epsilon)
     check_reduction(reduction)
-    return reduce_class_loss(Poly(epsilon), inputs, reduction=reduction)
+    return reduce_formula(Poly(epsilon), inputs, reduction=reduction)
 
 
 class Poly(NamedTuple):

@@ -14,7 +14,8 @@ from jaxtyping import Array, Float
 
 from jaxce._checks import report_losses
 from jaxce._eager import one_program
-from jaxce._inputs import ElementInputs, accumulator, check_floating, check_reduction, check_weights_and_mask
+from jaxce._inputs import ElementInputs, check_floating, check_reduction, check_weights_and_mask
+from jaxce._logits import accumulator
 from jaxce._mesh import over_axes
 from jaxce._rows import silence
 from jaxce._split import aligned, check_rows_vary, find_row_split

@@ -14,7 +14,8 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from jaxce._checks import read_labels, report_classes
-from jaxce._inputs import ClassInputs, Head, accumulator
+from jaxce._inputs import ClassInputs
+from jaxce._logits import LinearLogits, accumulator
 from jaxce._mesh import Classes
 from jaxce._split import check_same, enter, over_devices
 from jaxce._types import MaskPerRow, PerRow
@@ -23,12 +24,12 @@ from jaxce._types import MaskPerRow, PerRow
 class Rows(NamedTuple):
     """What a loss over classes computes on. Rows that do not count have label 0 and weight 0.
 
-    `counts` and `valid` are None where every row counts and no label can be wrong. With a `Head` for logits there is
-    one axis of rows. Whatever has classes may be a slice of `classes`; labels are numbers of all of them.
+    `counts` and `valid` are None where every row counts and no label can be wrong. With `LinearLogits` there is one
+    axis of rows. Whatever has classes may be a slice of `classes`; labels are numbers of all of them.
     """
 
-    logits: Any  # Float[Array, "*rows classes"] or Head
-    targets: Any  # Integer[Array, "*rows"], Float[Array, "*rows classes"] or Head
+    logits: Any  # Float[Array, "*rows classes"] or LinearLogits
+    targets: Any  # Integer[Array, "*rows"], Float[Array, "*rows classes"] or LinearLogits
     counts: MaskPerRow | None
     valid: MaskPerRow | None
     weights: PerRow | None
@@ -43,7 +44,7 @@ class Rows(NamedTuple):
     @property
     def has_labels(self) -> bool:
         """Whether the targets are class indices, and not distributions."""
-        return not isinstance(self.targets, Head) and jnp.issubdtype(self.targets.dtype, jnp.integer)
+        return not isinstance(self.targets, LinearLogits) and jnp.issubdtype(self.targets.dtype, jnp.integer)
 
     @property
     def label_weights(self) -> PerRow | None:
@@ -94,26 +95,28 @@ def on_slices(
 def read_classes(inputs: ClassInputs) -> Rows:
     """Puts the arguments of a loss over classes into the form that the losses compute on."""
     logits, targets = (
-        array if isinstance(array, Head) else _widened(jnp.asarray(array)) for array in (inputs.logits, inputs.targets)
+        array if isinstance(array, LinearLogits) else _widened(jnp.asarray(array))
+        for array in (inputs.logits, inputs.targets)
     )
     counts = inputs.where
     valid = None
-    if not isinstance(targets, Head) and jnp.issubdtype(targets.dtype, jnp.integer):
+    if not isinstance(targets, LinearLogits) and jnp.issubdtype(targets.dtype, jnp.integer):
         targets, counts, in_range = read_labels(targets, counts, inputs)
         valid = in_range if counts is None else in_range | ~counts
         targets = jnp.where(in_range & valid, targets, 0).astype(jnp.int32)
         if counts is not None:
             targets = jnp.where(counts, targets, 0)
-    elif not isinstance(targets, Head):
+    elif not isinstance(targets, LinearLogits):
         targets = jnp.moveaxis(targets, inputs.axis, -1)
     dtype = accumulator(logits, targets, inputs.weights, inputs.class_weights)
     weights, class_weights = (
         None if array is None else jnp.asarray(array, dtype) for array in (inputs.weights, inputs.class_weights)
     )
-    if not isinstance(logits, Head):
+    if not isinstance(logits, LinearLogits):
         logits = jnp.moveaxis(logits, inputs.axis, -1)
     rows = Rows(logits, targets, counts, valid, silence(counts, weights), class_weights, inputs.classes)
-    return _one_axis_of_rows(rows) if isinstance(logits, Head) else rows
+    is_lazy = isinstance(logits, LinearLogits) or isinstance(targets, LinearLogits)
+    return _one_axis_of_rows(rows) if is_lazy else rows
 
 
 def _widened(array: Array) -> Array:
@@ -130,9 +133,9 @@ def _one_axis_of_rows(rows: Rows) -> Rows:
     def flatten(array):
         return None if array is None else jnp.reshape(array, (num_rows, *array.shape[num_axes:]))
 
-    counts = flatten(rows.counts)
-
-    def flatten_head(head):
+    def flatten_logits(head):
+        if not isinstance(head, LinearLogits):
+            return flatten(head)
         hidden = flatten(jnp.asarray(head.hidden))
         softcap, temperature = (
             None if number is None else jnp.asarray(number, head.dtype) for number in (head.softcap, head.temperature)
@@ -140,9 +143,9 @@ def _one_axis_of_rows(rows: Rows) -> Rows:
         return replace(head, hidden=hidden, kernel=jnp.asarray(head.kernel), softcap=softcap, temperature=temperature)
 
     return rows._replace(
-        logits=flatten_head(rows.logits),
-        targets=flatten_head(rows.targets) if isinstance(rows.targets, Head) else flatten(rows.targets),
-        counts=counts,
+        logits=flatten_logits(rows.logits),
+        targets=flatten_logits(rows.targets),
+        counts=flatten(rows.counts),
         valid=flatten(rows.valid),
         weights=flatten(rows.weights),
     )

@@ -9,7 +9,8 @@ from jaxtyping import Array, Float
 
 from jaxce._eager import one_program
 from jaxce._head import HeadRows, measure_head
-from jaxce._inputs import Head, OnMesh, accumulator, check_classes, check_head
+from jaxce._inputs import OnMesh, check_classes
+from jaxce._logits import LinearLogits, accumulator
 from jaxce._mesh import vary_rule
 from jaxce._rows import Rows, loud, on_slices, read_classes, silence
 from jaxce._rule import ROW_AXES, Numbers, Row, measure, row_maximum, without_padding
@@ -17,14 +18,11 @@ from jaxce._types import (
     AxisName,
     ClassVector,
     Distributions,
-    Hidden,
-    Kernel,
     Labels,
     Logits,
     PerRow,
     RowAxisNames,
     RowMask,
-    Scalar,
 )
 
 _Class = Float[Array, " classes"]
@@ -46,7 +44,7 @@ class Summary(NamedTuple):
 
 @one_program
 def summarize(
-    logits: Logits,
+    logits: Logits | LinearLogits,
     targets: Labels | Distributions,
     *,
     axis: SupportsIndex = -1,
@@ -74,6 +72,7 @@ def summarize(
 
     Args:
         logits: (..., C) or, with `axis`, the classes anywhere. Any floating dtype; the arithmetic is at least float32.
+            Or `LinearLogits`: the backward pass makes them again, block by block of classes.
         targets: class indices of the rows' shape in any integer dtype, or distributions of the logits' shape in a
             floating dtype. Distributions need not sum to 1; 0 · log 0 is 0.
         axis: the class axis of `logits`.
@@ -107,65 +106,7 @@ def summarize(
         where=where,
         class_vector=class_vector,
         on_mesh=OnMesh(num_classes, class_axis_name, batch_axis_name),
-    )
-    return _summarize(inputs)
-
-
-@one_program
-def summarize_linear(
-    hidden: Hidden,
-    kernel: Kernel,
-    targets: Labels | Distributions,
-    *,
-    bias: ClassVector | None = None,
-    softcap: Scalar | None = None,
-    class_vector: ClassVector | None = None,
-    where: RowMask | None = None,
-    block_bytes: SupportsIndex | None = None,
-    num_classes: SupportsIndex | None = None,
-    class_axis_name: AxisName | None = None,
-    batch_axis_name: RowAxisNames | None = None,
-) -> Summary:
-    """Summarizes every row of hidden · kernel, without the logits ever being held.
-
-    For a loss of your own over a linear head, as `summarize` is for one over logits. The backward pass makes the logits
-    again, block by block of classes.
-
-    Args:
-        hidden: (..., D), any floating dtype.
-        kernel: (D, V), any floating dtype.
-        targets: labels in [0, V), any integer dtype, shape (...); or distributions (..., V), floating.
-        bias: (V,), floating.
-        softcap: s > 0, scalar; the logits are s · tanh((hidden · kernel + bias) / s).
-        class_vector: (V,), e.g. ones, class weights or a prior, for `spread`.
-        where: boolean, the shape of the rows (...). A row where it is false has a summary of zeros with zero gradient.
-        block_bytes: what one block of logits may take in float32, as in `linear_cross_entropy`.
-        num_classes: how many classes are no padding, as in `linear_cross_entropy`.
-        class_axis_name: mesh axes that split the classes, as in `linear_cross_entropy`.
-        batch_axis_name: mesh axes that split the rows, as in `linear_cross_entropy`. Inside `shard_map` it is not
-            needed.
-
-    Returns:
-        a `Summary`, as `summarize`.
-
-    Raises:
-        TypeError: a dtype is wrong, or contradicts the shape of `targets`.
-        ValueError: a shape, `softcap`, `block_bytes` or a NumPy label is wrong.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> import jaxce
-        >>> summary = jaxce.summarize_linear(jnp.zeros((1, 8)), jnp.ones((8, 4)), jnp.array([2]))
-        >>> print(summary.log_z.round(4), summary.nll.round(4))
-        [1.3863] [1.3863]
-    """
-    head = check_head(hidden, kernel, bias, softcap, block_bytes)
-    inputs = check_classes(
-        head,
-        targets,
-        where=where,
-        class_vector=class_vector,
-        on_mesh=OnMesh(num_classes, class_axis_name, batch_axis_name),
+        may_be_lazy=True,
     )
     return _summarize(inputs)
 
@@ -175,7 +116,7 @@ def _summarize(inputs):
     def summarize_slice(inputs, _):
         vector = None if inputs.class_vector is None else jnp.asarray(inputs.class_vector)
         summary = summarize_rows(read_classes(inputs), class_vector=vector)
-        if not isinstance(inputs.logits, Head):
+        if not isinstance(inputs.logits, LinearLogits):
             return summary
         return jax.tree.map(lambda number: jnp.reshape(number, inputs.logits.shape[:-1]), summary)
 
@@ -205,7 +146,7 @@ def summarize_rows(rows: Rows, *, class_vector: _Class | None = None, target_wei
         "real": real,
         "classes": rows.classes,
     }
-    if isinstance(rows.logits, Head):
+    if isinstance(rows.logits, LinearLogits):
         measured = measure_head(vary_rule(HeadRows(rows.logits, targets, **shared)))
         numbers = jax.tree.map(lambda number: number.astype(dtype), measured)
     else:

@@ -27,8 +27,6 @@ Labels = Integer[ArrayLike | int, "*rows"]
 Distributions = Float[ArrayLike, "*rows classes"]
 Hidden = Float[ArrayLike, "*rows features"]
 Kernel = Float[ArrayLike, "features classes"]
-TeacherHidden = Float[ArrayLike, "*rows teacher_features"]
-TeacherKernel = Float[ArrayLike, "teacher_features classes"]
 RowWeights = Float[ArrayLike, "*rows"]
 RowMask = Bool[ArrayLike | bool, "*rows"]
 ClassVector = Float[ArrayLike, " classes"]
@@ -89,6 +87,7 @@ class HeadOptions(TypedDict, total=False):
 
     bias: ClassVector | None
     softcap: Scalar | None
+    temperature: Scalar | None
     block_bytes: SupportsIndex | None
     recompute: bool | None
 
@@ -99,10 +98,3 @@ class LinearOptions(LabelOptions, HeadOptions, MeshOptions, total=False):
 
 class DistillationOptions(RowOptions, MeshOptions, total=False):
     """Options of the distance between two models' logits."""
-
-
-class TeacherOptions(DistillationOptions, HeadOptions, total=False):
-    """Options of a linear head's distance from another."""
-
-    teacher_bias: ClassVector | None
-    teacher_softcap: Scalar | None

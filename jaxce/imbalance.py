@@ -15,9 +15,9 @@ from jaxtyping import Array, Bool, Float
 
 from jaxce._checks import report_labels, widen
 from jaxce._eager import one_program
+from jaxce._formula import reduce_formula
 from jaxce._inputs import (
     LabelInputs,
-    accumulator,
     check_classes,
     check_costs,
     check_counts,
@@ -28,7 +28,7 @@ from jaxce._inputs import (
     check_scalar,
     with_dtype_of,
 )
-from jaxce._losses import reduce_class_loss
+from jaxce._logits import accumulator
 from jaxce._mesh import over_axes
 from jaxce._reduction import MeanParts
 from jaxce._rows import Rows, loud, silence
@@ -329,7 +329,7 @@ def expected_cost(
 
 @partial(jax.jit, static_argnames="reduction", inline=True)
 def _expected_cost(inputs, costs, *, reduction):
-    return reduce_class_loss(_ExpectedCost(whole(costs)), with_dtype_of(inputs, costs), reduction=reduction)
+    return reduce_formula(_ExpectedCost(whole(costs)), with_dtype_of(inputs, costs), reduction=reduction)
 
 
 #     p   the softmax          k   costs of the row's true class          k_m   that of the most probable class

@@ -24,16 +24,15 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxce._elementwise import binary_cross_entropy_core, l1_loss_core, mse_loss_core, with_ndim
+from jaxce._formula import reduce_formula
 from jaxce._inputs import (
     ClassInputs,
-    accumulator,
     as_array,
     check_axis,
     check_broadcast,
     check_classes,
     check_elements,
     check_floating,
-    check_head,
     check_integer,
     check_name,
     check_power,
@@ -41,8 +40,8 @@ from jaxce._inputs import (
     holds,
     present,
 )
-from jaxce._linear import recomputes, reduce_linear_loss
-from jaxce._losses import CrossEntropy, reduce_class_loss
+from jaxce._logits import LinearLogits, accumulator
+from jaxce._losses import CrossEntropy
 from jaxce._reduction import reduce_rows
 from jaxce._scores import multi_margin_loss_core, nll_loss_core
 from jaxce._split import aligned
@@ -144,7 +143,7 @@ def cross_entropy(
         ignore_index=None if is_distribution and int(ignore_index) < 0 else _held(ignore_index, targets),
     )
     label_smoothing = check_scalar("label_smoothing", label_smoothing, low=0, high=1)
-    return reduce_class_loss(CrossEntropy(present(label_smoothing)), inputs, reduction=how)
+    return reduce_formula(CrossEntropy(present(label_smoothing)), inputs, reduction=how)
 
 
 @_speaks_torch
@@ -212,12 +211,13 @@ def linear_cross_entropy(
         arrays = (hidden, kernel, bias, inputs.targets, inputs.class_weights)
         return _over_positions(loss, arrays, ignore_index=inputs.ignore_index, reduction=how)
     inputs = check_classes(
-        check_head(hidden, kernel.T, linear_bias, None),
+        LinearLogits(hidden, kernel.T, bias=linear_bias),
         _without_batch(targets, (*hidden.shape[:-1], kernel.shape[0])),
         class_weights=weight,
         ignore_index=ignore_index,
+        may_be_lazy=True,
     )
-    return reduce_linear_loss(loss, inputs, reduction=how, recompute=recomputes(None, inputs))
+    return reduce_formula(loss, inputs, reduction=how)
 
 
 def _check_positions(
@@ -252,11 +252,12 @@ def _over_positions(loss, arrays, *, ignore_index, reduction):
 
     def at_position(slices):
         kernel, bias, targets = slices
-        head = check_head(hidden, kernel, bias, None)
-        inputs = check_classes(head, targets, class_weights=class_weights, ignore_index=ignore_index)
-        how = "none" if reduction == "none" else "parts"
         # The logits are made again: else the gradient of hidden would be kept for every position.
-        return reduce_linear_loss(loss, inputs, reduction=how, recompute=True)
+        logits = LinearLogits(hidden, kernel, bias=bias, recompute=True)
+        inputs = check_classes(
+            logits, targets, class_weights=class_weights, ignore_index=ignore_index, may_be_lazy=True
+        )
+        return reduce_formula(loss, inputs, reduction="none" if reduction == "none" else "parts")
 
     reduced: Any = jax.lax.map(at_position, (kernels, biases, targets))
     if reduction == "none":

@@ -1,0 +1,94 @@
+"""Logits that nobody holds: hidden and kernel, standing where an array of logits would."""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, SupportsIndex
+
+import jax
+import jax.numpy as jnp
+
+from jaxce._types import ClassVector, Hidden, Kernel, Scalar
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["hidden", "kernel", "bias", "softcap", "temperature"],
+    meta_fields=["block_bytes", "recompute"],
+)
+@dataclass(frozen=True)
+class LinearLogits:
+    r"""The logits hidden · kernel + bias, which are never held: they stand where an array of logits would.
+
+    For language models and other heads with many classes, where the logits and their gradient would be the largest
+    arrays of the step. `cross_entropy`, `focal_loss`, `poly_loss`, `distillation_loss` and `summarize` take them in
+    place of an array, with every option; the losses are those of the array. Where the logits are small, the array is
+    simpler and as fast. A pytree: its arrays may be differentiated, mapped and sharded like any others.
+
+    With softcap s and temperature T the logits are
+
+    .. math:: z = \frac{s}{T} · \tanh((\text{hidden} · \text{kernel} + \text{bias}) / s)
+
+    There are two ways to the gradient. Recomputing goes through blocks of classes: the backward pass makes each block
+    of logits a second time, four matrix multiplications in all. Beside the gradients it needs one float32 array of
+    hidden's shape and a block, whatever V is. The other goes through blocks of rows and makes the gradients in the
+    forward pass, three matrix multiplications in all, but holds float32 gradients of hidden and kernel until they are
+    rounded. It is for scalar reductions and first derivatives: where another derivative is taken, or the losses of the
+    rows are returned, the backward pass recomputes. Without a derivative, neither way computes a gradient.
+
+    Attributes:
+        hidden: (..., D), any floating dtype. The products with `kernel` are in the dtype of both, accumulated in at
+            least float32; their precision is that of `jax.default_matmul_precision`.
+        kernel: (D, V), any floating dtype, as in `flax`'s Dense. Of tied embeddings (V, D) pass `embedding.T`: GPUs
+            and TPUs read it as it lies. A TPU may copy the finished gradient, where V is large.
+        bias: (V,), floating. −inf leaves a class out, unless there is a softcap.
+        softcap: s > 0, scalar. Gemma 2 has 30.
+        temperature: T in [1e-9, 1e9], scalar.
+        block_bytes: what one block of logits may take in float32. None is 64 MiB for blocks of classes, or as much as
+            512 classes need, and 512 MiB for blocks of rows. For N rows a block has max(1, block_bytes // 4N) classes,
+            or max(1, block_bytes // 4V) rows.
+        recompute: whether the backward pass makes the logits again. None does so where `kernel` is narrower than
+            float32, so that its float32 gradient would be an array of its own, the largest of the step; and not
+            otherwise.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxce
+        >>> logits = jaxce.LinearLogits(jnp.ones((4, 2)), jnp.eye(2, 1000), softcap=30.0)
+        >>> print(logits.shape, logits.dtype)
+        (4, 1000) float32
+        >>> print(f"{jaxce.cross_entropy(logits, jnp.array([0, 1, 2, -1]), ignore_index=-1):.4f}")
+        6.2447
+
+    References:
+        - Wijmans et al., Cut Your Losses in Large-Vocabulary Language Models, 2024.
+        - Gemma Team, Gemma 2: Improving Open Language Models at a Practical Size, 2024 (soft-capping).
+    """
+
+    hidden: Hidden
+    kernel: Kernel
+    bias: ClassVector | None = field(default=None, kw_only=True)
+    softcap: Scalar | None = field(default=None, kw_only=True)
+    temperature: Scalar | None = field(default=None, kw_only=True)
+    block_bytes: SupportsIndex | None = field(default=None, kw_only=True)
+    recompute: bool | None = field(default=None, kw_only=True)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the logits, (..., V)."""
+        return (*jnp.shape(self.hidden)[:-1], jnp.shape(self.kernel)[-1])
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes of the logits."""
+        return len(self.shape)
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the logits: float32, or float64 where hidden, kernel or bias have it."""
+        return accumulator(self.hidden, self.kernel, self.bias)
+
+
+def accumulator(*arrays: Any) -> Any:
+    """The dtype of the arithmetic: float64 where any input has it, else float32."""
+    is_double = any(array is not None and jnp.result_type(array.dtype) == jnp.float64 for array in arrays)
+    return jnp.float64 if is_double else jnp.float32
