@@ -53,13 +53,15 @@ def by_teacher(params, batch):
     return jaxce.distillation_loss(logits_of(params, batch), teacher, temperature=2.0, where=batch["where"])
 
 
-def linear(loss, params, batch, **options):
-    return loss(batch["hidden"], params, batch["labels"], where=batch["where"], block_bytes=4 * ROWS * 3, **options)
+def lazily(loss, params, batch, recompute=None, **options):
+    logits = jaxce.LinearLogits(batch["hidden"], params, block_bytes=4 * ROWS * 3, recompute=recompute)
+    return loss(logits, batch["labels"], where=batch["where"], **options)
 
 
-def linear_by_teacher(params, batch):
+def lazily_by_teacher(params, batch):
     teacher = jax.lax.stop_gradient(jnp.roll(params, 1))
-    return jaxce.linear_distillation_loss(batch["hidden"], params, batch["hidden"], teacher, where=batch["where"])
+    student, teacher = (jaxce.LinearLogits(batch["hidden"], kernel) for kernel in (params, teacher))
+    return jaxce.distillation_loss(student, teacher, where=batch["where"])
 
 
 LOSSES = {
@@ -74,11 +76,11 @@ LOSSES = {
     "mse_loss": partial(by_element, jaxce.mse_loss),
     "l1_loss": partial(by_element, jaxce.l1_loss),
     "distillation_loss": by_teacher,
-    "linear_cross_entropy, recompute": partial(linear, jaxce.linear_cross_entropy, recompute=True, **OPTIONS),
-    "linear_cross_entropy, in the forward pass": partial(linear, jaxce.linear_cross_entropy, recompute=False),
-    "linear_focal_loss": partial(linear, jaxce.linear_focal_loss),
-    "linear_poly_loss": partial(linear, jaxce.linear_poly_loss),
-    "linear_distillation_loss": linear_by_teacher,
+    "lazy cross_entropy, recompute": partial(lazily, jaxce.cross_entropy, recompute=True, **OPTIONS),
+    "lazy cross_entropy, in the forward pass": partial(lazily, jaxce.cross_entropy, recompute=False),
+    "lazy focal_loss": partial(lazily, jaxce.focal_loss),
+    "lazy poly_loss": partial(lazily, jaxce.poly_loss),
+    "lazy distillation_loss": lazily_by_teacher,
 }
 
 

@@ -86,8 +86,8 @@ def report_classes(inputs: ClassInputs) -> None:
         if not isinstance(logits, LinearLogits):
             _report_nan(name, logits, _real_and_counted(inputs, counts))
             continue
-        prefix = "" if logits is inputs.logits else "teacher_"
-        _report_nan(f"{prefix}hidden", logits.hidden, _along(counts, logits.hidden.ndim - 1))
+        prefix = "" if logits is inputs.logits else f"{name}."
+        _report_nan(f"{prefix}hidden", logits.hidden, _along(counts, logits.ndim - 1))
         _report_nan(f"{prefix}kernel", logits.kernel, None)
 
 

@@ -33,9 +33,16 @@ def one_program(function: _Function) -> _Function:
 
 def _are_on_device(given: dict[str, Any]) -> bool:
     for name, value in given.items():
-        if not isinstance(value, (int, str, type(None)) if name in _STATIC else jax.Array):
+        if name in _STATIC:
+            if not isinstance(value, int | str | None):
+                return False
+        elif not isinstance(value, jax.Array) and not _is_tree_on_device(value):
             return False
     return True
+
+
+def _is_tree_on_device(value: Any) -> bool:
+    return all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(value))
 
 
 @functools.cache

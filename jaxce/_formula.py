@@ -43,7 +43,7 @@ def _recomputes(inputs: ClassInputs) -> bool:
     By the first lazy logits' word, and without one by the rule that `LinearLogits` states. Logits that are held are
     there for the backward pass.
     """
-    lazy = next((logits for logits in (inputs.logits, inputs.targets) if isinstance(logits, LinearLogits)), None)
+    lazy: Any = next((logits for logits in (inputs.logits, inputs.targets) if isinstance(logits, LinearLogits)), None)
     if lazy is None:
         return True
     return lazy.kernel.dtype.itemsize < 4 if lazy.recompute is None else lazy.recompute

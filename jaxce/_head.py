@@ -29,7 +29,7 @@ _Carry = TypeVar("_Carry")
 class HeadRows(NamedTuple):
     """The inputs of the rule: a `Row` for all rows of a head."""
 
-    head: LinearLogits
+    head: Any  # LinearLogits
     targets: Integer[Array, " rows"] | Float[Array, "rows classes"]
     target_weights: _PerClass | None
     class_vector: _PerClass | None
@@ -119,7 +119,7 @@ def block_of(head: Any, start: Any, size: int) -> Any:
     return replace(head, kernel=cut(head.kernel, start, size), bias=cut(head.bias, start, size))
 
 
-def classes_per_block(head: LinearLogits) -> int:
+def classes_per_block(head: Any) -> int:
     """How many classes of all rows fit into a block."""
     num_rows, num_classes = head.shape
     per_class = 4 * max(1, num_rows)
@@ -144,14 +144,14 @@ def over_blocks(step: Callable[[_Carry, Any, int], _Carry], carry: _Carry, total
     return carry
 
 
-def project(head: LinearLogits, counts: Any, dtype: Any) -> Float[Array, "rows classes"]:
+def project(head: Any, counts: Any, dtype: Any) -> Float[Array, "rows classes"]:
     """The product of hidden and kernel, accumulated in at least float32; 0 for rows that do not count."""
     hidden, kernel = _operands(head)
     return silence(counts, _dot(hidden, kernel, 1, 0).astype(dtype))
 
 
 def project_back(
-    d_products: Float[Array, "rows classes"], head: LinearLogits, counts: Any
+    d_products: Float[Array, "rows classes"], head: Any, counts: Any
 ) -> tuple[Float[Array, "rows features"], Float[Array, "features classes"]]:
     """The gradients of hidden and kernel, in at least float32, from multiplications in the operands' dtype."""
     hidden, kernel = _operands(head)
@@ -169,9 +169,7 @@ def no_gradient(head: Any) -> Any:
     return replace(zeros, hidden=zeros.hidden.astype(accumulator(head)))
 
 
-def add_to_gradient(
-    gradient: LinearLogits, block: LinearLogits, d_finish: tuple[Array, LinearLogits], counts: Any, start: Any
-) -> LinearLogits:
+def add_to_gradient(gradient: Any, block: Any, d_finish: tuple[Array, Any], counts: Any, start: Any) -> Any:
     """The gradient of a head with that of a block in it, given what the pullback of `finish` returned for the block."""
     d_products, d_block = d_finish
     d_hidden, d_kernel = project_back(d_products, block, counts)
@@ -187,12 +185,10 @@ def add_to_gradient(
 
 def rounded(gradient: Any, head: Any) -> Any:
     """The gradient in the dtypes of the head."""
-    if not isinstance(head, LinearLogits):
-        return gradient
-    return replace(gradient, hidden=gradient.hidden.astype(head.hidden.dtype))
+    return jax.tree.map(lambda part, array: part.astype(array.dtype), gradient, head)
 
 
-def _operands(head: LinearLogits) -> tuple[Array, Array]:
+def _operands(head: Any) -> tuple[Array, Array]:
     hidden, kernel = head.hidden, head.kernel
     dtype = hidden.dtype if hidden.dtype == kernel.dtype else accumulator(hidden, kernel)
     return hidden.astype(dtype), kernel.astype(dtype)
@@ -203,7 +199,7 @@ def _dot(left: Array, right: Array, left_axis: int, right_axis: int) -> Array:
     return lax.dot_general(left, right, contracted, preferred_element_type=accumulator(left, right))
 
 
-def finish(products: Float[Array, "rows classes"], head: LinearLogits) -> Float[Array, "rows classes"]:
+def finish(products: Float[Array, "rows classes"], head: Any) -> Float[Array, "rows classes"]:
     """The logits, from the products of hidden and kernel."""
     logits, dtype = products, products.dtype
     if head.bias is not None:

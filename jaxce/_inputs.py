@@ -224,7 +224,7 @@ def _holders(name: str, logits: Any, axis: int) -> list[Holder]:
     """Logits, or what a head consists of, as `find_split` takes them."""
     if not isinstance(logits, LinearLogits):
         return [Holder(name, logits, tuple(i for i in range(logits.ndim) if i != axis), axis)]
-    hidden = Holder("hidden", logits.hidden, tuple(range(logits.hidden.ndim - 1)))
+    hidden = Holder("hidden", logits.hidden, tuple(range(logits.ndim - 1)))
     bias = [] if logits.bias is None else [Holder("bias", logits.bias, classes=0)]
     return [hidden, Holder("kernel", logits.kernel, classes=1), *bias]
 

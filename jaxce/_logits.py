@@ -75,7 +75,8 @@ class LinearLogits:
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the logits, (..., V)."""
-        return (*jnp.shape(self.hidden)[:-1], jnp.shape(self.kernel)[-1])
+        arrays: Any = self
+        return (*arrays.hidden.shape[:-1], arrays.kernel.shape[-1])
 
     @property
     def ndim(self) -> int:

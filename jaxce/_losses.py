@@ -283,6 +283,7 @@ def linear_cross_entropy(
         block_bytes=block_bytes,
         recompute=recompute,
     )
+    how: Any = reduction  # one of which the overloads take some
     return cross_entropy(
         logits,
         targets,
@@ -295,7 +296,7 @@ def linear_cross_entropy(
         num_classes=num_classes,
         class_axis_name=class_axis_name,
         batch_axis_name=batch_axis_name,
-        reduction=reduction,
+        reduction=how,
     )
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from lazy import linear, linear_distillation
 
 import jaxce
 
@@ -19,10 +20,8 @@ CALLS = {
     "cross_entropy of distributions": lambda a, b, y, s: jaxce.cross_entropy(a, b, label_smoothing=s),
     "cross_entropy in parts": lambda a, b, y, s: jaxce.cross_entropy(a, y, label_smoothing=s, reduction="parts"),
     "linear_cross_entropy": lambda a, b, y, s: jaxce.linear_cross_entropy(a, np.eye(3), y, softcap=s, z_loss=s),
-    "linear_distillation_loss": lambda a, b, y, s: jaxce.linear_distillation_loss(
-        a, np.eye(3), b, np.eye(3), temperature=s
-    ),
-    "summarize_linear": lambda a, b, y, s: jaxce.summarize_linear(a, np.eye(3), y, softcap=s),
+    "distillation_loss of heads": lambda a, b, y, s: linear_distillation(a, np.eye(3), b, np.eye(3), temperature=s),
+    "summarize of a head": lambda a, b, y, s: linear(jaxce.summarize)(a, np.eye(3), y, softcap=s),
     "focal_loss": lambda a, b, y, s: jaxce.focal_loss(a, y, gamma=s),
     "poly_loss": lambda a, b, y, s: jaxce.poly_loss(a, y, epsilon=s),
     "nll_loss": lambda a, b, y, s: jaxce.nll_loss(a, y),

@@ -106,11 +106,11 @@ CASES = {
         "`hidden` must be numbers; got nan at position [1 1 0].",
     ),
     "teacher's kernel": (
-        lambda k, h: jaxce.linear_distillation_loss(h, KERNEL, h, k),
+        lambda k, h: jaxce.distillation_loss(jaxce.LinearLogits(h, KERNEL), jaxce.LinearLogits(h, k)),
         KERNEL,
         (4, 0),
         jnp.nan,
-        "`teacher_kernel` must be numbers; got nan at position [4 0].",
+        "`teacher_logits.kernel` must be numbers; got nan at position [4 0].",
     ),
     "binary logit": (
         lambda z, _: jaxce.binary_cross_entropy(z, MASSES),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from lazy import linear, linear_distillation
 
 import jaxce
 
@@ -13,6 +14,7 @@ LOGITS = jnp.zeros((8, 10))
 LABELS = jnp.zeros(8, jnp.int32)
 TARGETS = jnp.full((8, 10), 0.1)
 TOKENS = jnp.zeros((8, 128, 320))
+LAZY = jaxce.LinearLogits(LOGITS, jnp.eye(10))
 
 
 def _ce(*arguments, **options):
@@ -94,15 +96,15 @@ CASES = {
     ),
     "a teacher whose classes are not split": (
         _on_mesh(
-            lambda h, k, t: jaxce.linear_distillation_loss(h, k, h, t, class_axis_name="model"),
+            lambda h, k, t: linear_distillation(h, k, h, t, class_axis_name="model"),
             jnp.zeros((8, 4)),
             jnp.zeros((4, 12)),
             jnp.zeros((4, 3)),
             in_specs=(P(), P(None, "model"), P()),
         ),
         ValueError,
-        "`class_axis_name` names 'model', but all devices along it hold the same `teacher_kernel`: its classes are not "
-        "split. Split them by the in_specs of `shard_map`, or leave the name out.",
+        "`class_axis_name` names 'model', but all devices along it hold the same `teacher_logits.kernel`: its "
+        "classes are not split. Split them by the in_specs of `shard_map`, or leave the name out.",
     ),
     "one axis for rows and classes": (
         _on_mesh(lambda: jaxce.cross_entropy(LOGITS, LABELS, class_axis_name="data", batch_axis_name="data")),
@@ -216,12 +218,12 @@ CASES = {
         "`bias` must have shape (320,), one number for each class; got (64,).",
     ),
     "a softcap of 0": (
-        lambda: jaxce.linear_focal_loss(jnp.zeros((8, 64)), jnp.zeros((64, 320)), LABELS, softcap=0.0),
+        lambda: linear(jaxce.focal_loss)(jnp.zeros((8, 64)), jnp.zeros((64, 320)), LABELS, softcap=0.0),
         ValueError,
         "`softcap` must be in (0, inf); got 0.0.",
     ),
     "no bytes for a block": (
-        lambda: jaxce.linear_poly_loss(jnp.zeros((8, 64)), jnp.zeros((64, 320)), LABELS, block_bytes=0),
+        lambda: linear(jaxce.poly_loss)(jnp.zeros((8, 64)), jnp.zeros((64, 320)), LABELS, block_bytes=0),
         ValueError,
         "`block_bytes` must be positive; got 0.",
     ),
@@ -231,18 +233,49 @@ CASES = {
         "`recompute` must be True, False or None, known when the function is traced; got 'auto'.",
     ),
     "a teacher of other rows": (
-        lambda: jaxce.linear_distillation_loss(
-            jnp.zeros((8, 64)), jnp.zeros((64, 320)), jnp.zeros((7, 32)), jnp.zeros((32, 320))
-        ),
+        lambda: linear_distillation(jnp.zeros((8, 64)), jnp.zeros((64, 320)), jnp.zeros((7, 32)), jnp.zeros((32, 320))),
         ValueError,
-        "`teacher_hidden` must have the rows of `hidden`, (8,), and features last; got (7, 32).",
+        "`teacher_logits` must have the shape of `hidden · kernel`, (8, 320); got (7, 320). Do both models share the rows "
+        "and the classes?",
     ),
     "a teacher of other classes": (
-        lambda: jaxce.linear_distillation_loss(
-            jnp.zeros((8, 64)), jnp.zeros((64, 320)), jnp.zeros((8, 32)), jnp.zeros((32, 300))
-        ),
+        lambda: linear_distillation(jnp.zeros((8, 64)), jnp.zeros((64, 320)), jnp.zeros((8, 32)), jnp.zeros((32, 300))),
         ValueError,
-        "`teacher_kernel` must have the 320 classes of `kernel` last; got (32, 300). Do both models share the classes?",
+        "`teacher_logits` must have the shape of `hidden · kernel`, (8, 320); got (8, 300). Do both models share the rows "
+        "and the classes?",
+    ),
+    "a teacher's kernel the other way round": (
+        lambda: jaxce.distillation_loss(LOGITS, jaxce.LinearLogits(jnp.zeros((8, 64)), jnp.zeros((10, 64)))),
+        ValueError,
+        "`teacher_logits.kernel` must have shape (64, V), features of `teacher_logits.hidden` first and classes last; got "
+        "(10, 64) with `teacher_logits.hidden` of shape (8, 64). Is it (V, D)? Pass teacher_logits.kernel.T.",
+    ),
+    "lazy logits with the classes elsewhere": (
+        _ce(LAZY, jnp.zeros(10, int), axis=0),
+        ValueError,
+        "`axis` must be -1 for LinearLogits, whose classes are last; got 0 of 2 axes.",
+    ),
+    "a held teacher with the classes elsewhere": (
+        lambda: jaxce.distillation_loss(LOGITS, LAZY, axis=-2),
+        ValueError,
+        "`axis` must be -1 for LinearLogits, whose classes are last; got 0 of 2 axes.",
+    ),
+    "lazy log-probabilities": (
+        lambda: jaxce.nll_loss(LAZY, LABELS),
+        TypeError,
+        "`log_probs` must be an array here; got LinearLogits, which nobody holds. `cross_entropy`, `focal_loss`, "
+        "`poly_loss`, `distillation_loss` and `summarize` take them as logits. Elsewhere pass hidden @ kernel.",
+    ),
+    "lazy scores": (
+        lambda: jaxce.multi_margin_loss(LAZY, LABELS),
+        TypeError,
+        "`logits` must be an array here; got LinearLogits, which nobody holds. `cross_entropy`, `focal_loss`, "
+        "`poly_loss`, `distillation_loss` and `summarize` take them as logits. Elsewhere pass hidden @ kernel.",
+    ),
+    "an infinite temperature of lazy logits": (
+        _ce(jaxce.LinearLogits(LOGITS, jnp.eye(10), temperature=np.inf), LABELS),
+        ValueError,
+        "`temperature` must be in [1e-09, 1e+09]; got inf.",
     ),
     "labels with a last axis of 1": (
         _ce(LOGITS, jnp.zeros((8, 1), jnp.int32)),
@@ -493,7 +526,8 @@ CASES = {
     "teacher of another shape": (
         lambda: jaxce.distillation_loss(LOGITS, LOGITS[:, :5]),
         ValueError,
-        "`teacher_logits` must have the shape of `logits`, (8, 10); got (8, 5). Do both models share the classes?",
+        "`teacher_logits` must have the shape of `logits`, (8, 10); got (8, 5). Do both models share the rows and the "
+        "classes?",
     ),
     "margin loss with another p": (
         lambda: jaxce.multi_margin_loss(LOGITS, LABELS, p=3),

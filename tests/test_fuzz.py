@@ -20,6 +20,7 @@ import pytest
 import reference
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from lazy import linear, linear_distillation
 
 import jaxce
 
@@ -78,10 +79,10 @@ ON_MESH = {
     "linear, distributions": Loss(
         jaxce.linear_cross_entropy, CROSS_ENTROPY, (*HEAD, "distributions"), (*SMOOTHED, "bias")
     ),
-    "linear focal": Loss(jaxce.linear_focal_loss, FOCAL, (*HEAD, "labels", "gamma"), (*OPTIONS, "bias")),
-    "linear poly": Loss(jaxce.linear_poly_loss, POLY, (*HEAD, "labels", "epsilon"), (*OPTIONS, "bias")),
+    "linear focal": Loss(linear(jaxce.focal_loss), FOCAL, (*HEAD, "labels", "gamma"), (*OPTIONS, "bias")),
+    "linear poly": Loss(linear(jaxce.poly_loss), POLY, (*HEAD, "labels", "epsilon"), (*OPTIONS, "bias")),
     "linear distillation": Loss(
-        jaxce.linear_distillation_loss,
+        linear_distillation,
         reference.distillation,
         HEADS,
         (*ELEMENTS, "bias", "teacher_bias", "temperature"),

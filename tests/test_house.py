@@ -16,16 +16,15 @@ import jaxce
 ROOT = Path(__file__).parent.parent
 ORDER = [
     ["_types", "_mesh", "_autodiff", "_eager"],
-    ["_split", "_slice"],
+    ["_logits", "_split", "_slice"],
     ["_inputs"],
     ["_checks"],
     ["_rows"],
     ["_reduction", "_rule"],
     ["_head"],
     ["_summary", "_divergence", "_forward_gradient"],
-    ["_losses", "_scores", "_elementwise"],
-    ["_distillation"],
-    ["_linear"],
+    ["_formula", "_scores", "_elementwise"],
+    ["_losses", "_distillation"],
     ["imbalance", "torch"],
     ["__init__"],
 ]
@@ -91,7 +90,7 @@ def test_no_array_is_made_at_import(path):
 
 def test_the_public_names_are_those_of_the_package():
     assert jaxce.__all__ == sorted(jaxce.__all__)
-    assert len(FUNCTIONS) == len(PUBLIC) - 2  # MeanParts and Summary
+    assert len(FUNCTIONS) == len(PUBLIC) - 3  # LinearLogits, MeanParts and Summary
     assert {name.rpartition(".")[2] for name in FUNCTIONS if name.startswith("jaxce.torch")} == {
         "binary_cross_entropy_with_logits",
         "cross_entropy",
@@ -129,7 +128,6 @@ def test_public_functions_have_every_section(name):
 
 NO_SOURCE = {
     "jaxce.summarize",
-    "jaxce.summarize_linear",
     "jaxce.reduce_losses",
     "jaxce.imbalance.class_counts",
 }  # their formula is all there is to them

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.extend import core
+from lazy import linear, linear_distillation
 from marks import daily
 
 import jaxce
@@ -82,7 +83,8 @@ def _dense(loss, arguments, options):
 
 def _linear(loss, arguments, options):
     targets = {} if "teacher_hidden" in arguments or "targets" in arguments else {"targets": LABELS}
-    return getattr(jaxce, f"linear_{loss}")(**arguments, **targets, **options)
+    of_head = linear_distillation if loss == "distillation_loss" else linear(getattr(jaxce, loss))
+    return of_head(**arguments, **targets, **options)
 
 
 def _arguments(names):
@@ -159,17 +161,17 @@ def test_reductions_shapes_and_summary_agree_with_the_dense_loss(x64):
     kernel, labels = jnp.asarray(ARRAYS["kernel"]), jnp.asarray([[1, 2, 3], [0, 1, -1]])
     dense = functools.partial(jaxce.cross_entropy, hidden @ kernel, labels, ignore_index=-1)
     for recompute in (True, False, None):
-        linear = functools.partial(
+        of_head = functools.partial(
             jaxce.linear_cross_entropy, hidden, kernel, labels, ignore_index=-1, recompute=recompute, block_bytes=100
         )
         for reduction in ("none", "sum", "mean", "parts"):
-            result, expected = linear(reduction=reduction), dense(reduction=reduction)
+            result, expected = of_head(reduction=reduction), dense(reduction=reduction)
             assert jax.tree.map(jnp.shape, result) == jax.tree.map(jnp.shape, expected)
             _assert_close(result, expected)
     vector = jnp.asarray(ARRAYS["class_weights"])
     where = labels != -1
     _assert_close(
-        jaxce.summarize_linear(
+        linear(jaxce.summarize)(
             hidden, kernel, jnp.abs(labels), class_vector=vector, where=where, block_bytes=100
         )._asdict(),
         jaxce.summarize(hidden @ kernel, jnp.abs(labels), class_vector=vector, where=where)._asdict(),
@@ -273,14 +275,14 @@ def test_bfloat16_is_as_exact_as_dense_float32_logits(vocabulary, recompute, x64
     kernel = jnp.asarray(2 * rng.normal(size=(width, vocabulary)) / width**0.5, dtype)
     labels = jnp.asarray(rng.integers(0, vocabulary, rows))
 
-    def linear(h, k):
+    def of_head(h, k):
         return jaxce.linear_cross_entropy(h, k, labels, recompute=recompute, block_bytes=2**20)
 
     def dense(h, k):
         return jaxce.cross_entropy(jnp.matmul(h, k, preferred_element_type=jnp.float32), labels)
 
     def both(h, k):
-        return jax.value_and_grad(linear, argnums=(0, 1))(h, k), jax.value_and_grad(dense, argnums=(0, 1))(h, k)
+        return jax.value_and_grad(of_head, argnums=(0, 1))(h, k), jax.value_and_grad(dense, argnums=(0, 1))(h, k)
 
     exact = jax.jit(jax.value_and_grad(lambda h, k: jaxce.cross_entropy(h @ k, labels), argnums=(0, 1)))(
         hidden.astype(jnp.float64), kernel.astype(jnp.float64)

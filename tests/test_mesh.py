@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from lazy import linear_distillation
 from marks import daily
 
 import jaxce
@@ -62,7 +63,7 @@ for _recompute, _name in ((True, "recomputed"), (False, "forward gradients")):
     for _targets in ("labels", "distributions"):
         _call, _names = _linear(jaxce.linear_cross_entropy, _recompute, _targets)
         CASES[f"linear, {_targets}, {_name}"] = _call, [*_names, "class_weights", "label_smoothing", "z_loss"]
-    _call, _names = _linear(jaxce.linear_distillation_loss, _recompute, "teacher_hidden", "teacher_kernel")
+    _call, _names = _linear(linear_distillation, _recompute, "teacher_hidden", "teacher_kernel")
     CASES[f"linear distillation, {_name}"] = _call, [*_names, "temperature"]
 # Their classes are split by the types of an Explicit mesh alone.
 BY_TYPES = {

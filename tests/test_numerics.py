@@ -11,6 +11,7 @@ import plain
 import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
+from lazy import linear_distillation
 
 import jaxce
 
@@ -275,7 +276,7 @@ ON_DEVICES = {"num_classes": 22, "class_axis_name": "model"}
 def _of_head(recompute, block_bytes):
     def losses(student, teacher, **options):
         how = {"recompute": recompute, "block_bytes": block_bytes}
-        return jaxce.linear_distillation_loss(EYE, student, EYE, teacher, **how, **options)
+        return linear_distillation(EYE, student, EYE, teacher, **how, **options)
 
     return losses
 

@@ -48,9 +48,11 @@ def test_every_loss_is_an_array_or_parts() -> None:
         assert_type(jaxce.mse_loss(LOGITS, PROBS), jax.Array),
         assert_type(jaxce.l1_loss(LOGITS, PROBS), jax.Array),
         assert_type(jaxce.linear_cross_entropy(LOGITS, KERNEL, LABELS), jax.Array),
-        assert_type(jaxce.linear_focal_loss(LOGITS, KERNEL, LABELS), jax.Array),
-        assert_type(jaxce.linear_poly_loss(LOGITS, KERNEL, LABELS), jax.Array),
-        assert_type(jaxce.linear_distillation_loss(LOGITS, KERNEL, LOGITS, KERNEL), jax.Array),
+        assert_type(jaxce.focal_loss(jaxce.LinearLogits(LOGITS, KERNEL), LABELS), jax.Array),
+        assert_type(jaxce.poly_loss(jaxce.LinearLogits(LOGITS, KERNEL), LABELS), jax.Array),
+        assert_type(
+            jaxce.distillation_loss(jaxce.LinearLogits(LOGITS, KERNEL), jaxce.LinearLogits(LOGITS, KERNEL)), jax.Array
+        ),
         assert_type(jaxce.imbalance.expected_cost(LOGITS, LABELS, np.eye(3)), jax.Array),
         assert_type(jaxce.reduce_losses(LOGITS), jax.Array),
     ]
@@ -66,9 +68,14 @@ def test_every_loss_is_an_array_or_parts() -> None:
         assert_type(jaxce.mse_loss(LOGITS, PROBS, reduction="parts"), jaxce.MeanParts),
         assert_type(jaxce.l1_loss(LOGITS, PROBS, reduction="parts"), jaxce.MeanParts),
         assert_type(jaxce.linear_cross_entropy(LOGITS, KERNEL, LABELS, reduction="parts"), jaxce.MeanParts),
-        assert_type(jaxce.linear_focal_loss(LOGITS, KERNEL, LABELS, reduction="parts"), jaxce.MeanParts),
-        assert_type(jaxce.linear_poly_loss(LOGITS, KERNEL, LABELS, reduction="parts"), jaxce.MeanParts),
-        assert_type(jaxce.linear_distillation_loss(LOGITS, KERNEL, LOGITS, KERNEL, reduction="parts"), jaxce.MeanParts),
+        assert_type(jaxce.focal_loss(jaxce.LinearLogits(LOGITS, KERNEL), LABELS, reduction="parts"), jaxce.MeanParts),
+        assert_type(jaxce.poly_loss(jaxce.LinearLogits(LOGITS, KERNEL), LABELS, reduction="parts"), jaxce.MeanParts),
+        assert_type(
+            jaxce.distillation_loss(
+                jaxce.LinearLogits(LOGITS, KERNEL), jaxce.LinearLogits(LOGITS, KERNEL), reduction="parts"
+            ),
+            jaxce.MeanParts,
+        ),
         assert_type(jaxce.imbalance.expected_cost(LOGITS, LABELS, np.eye(3), reduction="parts"), jaxce.MeanParts),
         assert_type(jaxce.reduce_losses(LOGITS, reduction="parts"), jaxce.MeanParts),
     ]
@@ -172,7 +179,10 @@ def test_integers_and_numbers_of_numpy() -> None:
     close(jaxce.torch.multi_margin_loss(logits, labels, p=two, margin=np.float32(1)), margins)
     linear = jaxce.linear_cross_entropy(logits, np.asarray(KERNEL), labels)
     close(jaxce.linear_cross_entropy(logits, KERNEL, labels, block_bytes=np.int64(64), num_classes=five), linear)
-    close(jaxce.summarize_linear(logits, KERNEL, labels, block_bytes=five, num_classes=five).nll.mean(), linear)
+    close(
+        jaxce.summarize(jaxce.LinearLogits(logits, KERNEL, block_bytes=five), labels, num_classes=five).nll.mean(),
+        linear,
+    )
     close(jaxce.summarize(logits, labels, axis=np.int64(1), num_classes=np.int64(3)).nll.mean(), LOSS)
     close(jaxce.distillation_loss(logits, logits, temperature=two, axis=np.int64(1), num_classes=np.int64(3)), 0)
     close(jaxce.imbalance.class_counts(labels, np.int64(3)), [1, 1, 2])
@@ -229,7 +239,9 @@ def test_summaries() -> None:
     assert_type(summary.spread, jax.Array | None)
     assert summary.spread is not None
     close(summary.spread, jaxce.cross_entropy(LOGITS, jnp.ones((4, 3)), reduction="none"))
-    linear = assert_type(jaxce.summarize_linear(LOGITS, KERNEL, LABELS, softcap=np.float32(30)), jaxce.Summary)
+    linear = assert_type(
+        jaxce.summarize(jaxce.LinearLogits(LOGITS, KERNEL, softcap=np.float32(30)), LABELS), jaxce.Summary
+    )
     close(linear.nll.mean(), jaxce.linear_cross_entropy(LOGITS, KERNEL, LABELS, softcap=30))
 
 

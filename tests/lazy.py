@@ -1,0 +1,37 @@
+"""Losses of lazy logits as functions of the arrays that these consist of."""
+
+import functools
+
+import jaxce
+
+
+def linear(loss):
+    """The loss of hidden and kernel in place of logits."""
+
+    @functools.wraps(loss)
+    def of_head(hidden, kernel, targets, *, bias=None, softcap=None, block_bytes=None, recompute=None, **options):
+        how = {"block_bytes": block_bytes, "recompute": recompute}
+        return loss(jaxce.LinearLogits(hidden, kernel, bias=bias, softcap=softcap, **how), targets, **options)
+
+    return of_head
+
+
+def linear_distillation(
+    hidden,
+    kernel,
+    teacher_hidden,
+    teacher_kernel,
+    *,
+    bias=None,
+    softcap=None,
+    teacher_bias=None,
+    teacher_softcap=None,
+    block_bytes=None,
+    recompute=None,
+    **options,
+):
+    """The distillation loss of two heads."""
+    how = {"block_bytes": block_bytes, "recompute": recompute}
+    student = jaxce.LinearLogits(hidden, kernel, bias=bias, softcap=softcap, **how)
+    teacher = jaxce.LinearLogits(teacher_hidden, teacher_kernel, bias=teacher_bias, softcap=teacher_softcap, **how)
+    return jaxce.distillation_loss(student, teacher, **options)
