@@ -99,7 +99,7 @@ def test_mean_parts_is_a_pytree_that_adds():
 
 def test_reduce_losses_of_any_shape():
     losses = jnp.arange(6.0).reshape(2, 3)
-    weights = jnp.array([[1, 2, 3], [0, 1, 2]])
+    weights = jnp.array([[1.0, 2.0, 3.0], [0.0, 1.0, 2.0]])
     where = jnp.array([[True, True, False], [True, True, True]])
     expected = np.where(where, weights, 0).astype(np.float32)
     np.testing.assert_allclose(
