@@ -1,55 +1,206 @@
-"""Forward mode for a reverse rule.
+"""One primitive for the library's derivative rules: every mode and order of differentiation from a backward pass.
 
-A `jax.custom_vjp` function answers `grad` with its own rule, but refuses `jvp`, `jacfwd` and every second order that
-needs them. The rule is linear in its cotangent, so its transpose is the forward derivative: nothing has to be written
-twice.
+A `jax.custom_vjp` function refuses `jvp`, `jacfwd` and every second order that needs them, and a policy of
+`jax.checkpoint` looks into it. A rule is one operation to JAX instead, and so are its derivatives:
+
+    rule   inputs → outputs
+    push   inputs, outputs, tangents of inputs → tangents of outputs       the transpose of pull
+    pull   inputs, outputs, cotangents of outputs → of inputs              the backward pass itself
+
+What they consist of is traced when they are compiled. Reverse mode binds push and transposes it to pull, so that a
+backward pass need not be transposable: it may be a kernel. Derivatives of push and pull are taken by JAX of what
+they consist of, and are operations of the same kind.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import jax
-from jax.custom_derivatives import SymbolicZero
+import jax.numpy as jnp
+from jax.extend.core import Primitive  # not part of `import jax`
+from jax.interpreters import ad, batching, mlir
 
 
-def forward_mode(rule: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps a `jax.custom_vjp` function so that every order and mode of differentiation runs through its one rule.
-
-    For the function to differentiate further, its forward pass must compute its outputs by calling the wrapped
-    function, so that second derivatives meet the rule again and not the arithmetic of the primal.
-
-    Memory stays that of the bare rule: the pushed tangent is under `jax.checkpoint`, whose only residuals are those of
-    the rule. `prevent_cse=False` lets the compiler see through it.
+def rule(
+    forward: Callable[[Any], Any], backward: Callable[..., Any], *, beside: Any = None, outputs: Any = None
+) -> Callable[[Any], Any]:
+    """A function of a pytree of arrays, whose derivatives all come from its backward pass.
 
     Args:
-        rule: a `jax.custom_vjp` function of positional pytrees of arrays.
+        forward: inputs → outputs, a pytree of floating arrays.
+        backward: (inputs, outputs, cotangents of the outputs) → cotangents of the inputs, in the types of the inputs;
+            None for what has no derivative. It is linear in the cotangents. All of these are functions of a module:
+            what they need comes in the inputs, or the rule would be traced for every call.
+        beside: what computes the same as `forward` where a derivative is taken; None is `forward`.
+        outputs: inputs → arrays of the types of the outputs, in fewer operations; None is `forward`.
 
     Returns:
-        a function of the same arguments and values.
+        a function of the inputs. Those that stand still take no part in a derivative: a zero tangent times an infinite
+        derivative would be NaN.
     """
 
-    @jax.custom_jvp
-    def lifted(*args):
-        return rule(*args)
+    def call(inputs):
+        arrays, structure = jax.tree.flatten(inputs)
+        arrays = [jnp.asarray(array) for array in arrays]
+        precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+        op = _Rule(forward, backward, beside or forward, outputs or forward, structure)
+        op = replace(op, outputs=jax.tree.structure(_trace_types(op, (), precision, arrays).out_info))
+        return op.outputs.unflatten(_rule_p.bind(*arrays, op=op, levels=(), precision=precision))
 
-    def jvp(primals, tangents):
-        # Arguments that stand still are left out: a zero tangent times an infinite derivative would be NaN.
-        values, structure = jax.tree.flatten(primals)
-        tangents = jax.tree.leaves(tangents, is_leaf=lambda tangent: isinstance(tangent, SymbolicZero))
-        moving = [i for i, tangent in enumerate(tangents) if not isinstance(tangent, SymbolicZero)]
+    return call
 
-        def rule_of_moving(*moved):
+
+@dataclass(frozen=True)
+class _Rule:
+    forward: Callable[[Any], Any]
+    backward: Callable[..., Any]
+    beside: Callable[[Any], Any]
+    types: Callable[[Any], Any]
+    structure: Any  # of the inputs
+    outputs: Any = field(default=None, compare=False)  # the structure of the outputs, which follows from the inputs
+
+    def run(self, *inputs):
+        return self.forward(self.structure.unflatten(inputs))
+
+    def pull(self, moving, inputs, outputs, cotangents):
+        trees = self.structure.unflatten(inputs), *map(self.outputs.unflatten, (outputs, cotangents))
+        gradients = self.structure.flatten_up_to(self.backward(*trees))
+        return [jnp.zeros_like(inputs[i]) if gradients[i] is None else gradients[i] for i in moving]
+
+    def push(self, moving, inputs, outputs, tangents):
+        # By `vjp` and not by `linear_transpose`: the backward pass may have a forward derivative of its own. Where it
+        # is taken does not matter, as it is linear.
+        pullback = jax.vjp(lambda *cotangents: self.pull(moving, inputs, outputs, cotangents), *outputs)[1]
+        return list(pullback(list(tangents)))
+
+
+@dataclass(frozen=True)
+class _Derivative:
+    """Push or pull of an op, by some of its inputs. Linear in the arguments after the first `fixed`."""
+
+    op: "_Rule | _Derivative"
+    moving: tuple[int, ...]
+    num_inputs: int
+    fixed: int  # the number of inputs, and of outputs if they are arguments too
+    is_push: bool
+
+    def run(self, *arguments):
+        n, fixed = self.num_inputs, self.fixed
+        derivative = self.op.push if self.is_push else self.op.pull
+        return derivative(self.moving, arguments[:n], arguments[n:fixed], arguments[fixed:])
+
+    def push(self, moving, inputs, _, tangents):
+        return jax.jvp(self._of(moving, inputs), [inputs[i] for i in moving], list(tangents))[1]
+
+    def pull(self, moving, inputs, _, cotangents):
+        return list(jax.vjp(self._of(moving, inputs), *(inputs[i] for i in moving))[1](list(cotangents)))
+
+    def _of(self, moving, inputs):
+        def run_at(*moved):
             replaced = dict(zip(moving, moved, strict=True))
-            return rule(*structure.unflatten([replaced.get(i, value) for i, value in enumerate(values)]))
+            return self.run(*(replaced.get(i, array) for i, array in enumerate(inputs)))
 
-        outputs, pullback = jax.vjp(rule_of_moving, *(values[i] for i in moving))
+        return run_at
 
-        def push(pullback, tangents):
-            (pushed,) = jax.linear_transpose(pullback, outputs)(tangents)
-            return pushed
 
-        pushed = jax.checkpoint(push, prevent_cse=False)(pullback, tuple(tangents[i] for i in moving))
-        return outputs, pushed
+@dataclass(frozen=True)
+class _Level:
+    """An axis of `vmap`: the arguments that have it, in front, and the results that are summed over it."""
 
-    lifted.defjvp(jvp, symbolic_zeros=True)
-    return lifted
+    mapped: tuple[bool, ...]
+    summed: tuple[int, ...] = ()
+
+    def over(self, function):
+        def mapped(*arguments):
+            results = jax.vmap(function, in_axes=[0 if is_mapped else None for is_mapped in self.mapped])(*arguments)
+            if not self.summed:
+                return results
+            return [jnp.sum(result, 0) if i in self.summed else result for i, result in enumerate(results)]
+
+        return mapped
+
+    def of_push(self, moving, num_outputs):
+        """The level of a push, whose results are summed where those of the op are."""
+        tangents = (self.mapped[i] for i in moving)
+        return replace(self, mapped=(*self.mapped, *[True] * num_outputs, *tangents))
+
+    def transposed(self, fixed, num_results):
+        """The level of the transpose: what all share gets a sum, and what is summed all share."""
+        cotangents = (i not in self.summed for i in range(num_results))
+        shared = tuple(i for i, is_mapped in enumerate(self.mapped[fixed:]) if not is_mapped)
+        return _Level((*self.mapped[:fixed], *cotangents), shared)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _run(op, levels, precision, *arguments):
+    function = op.run
+    for level in levels:
+        function = level.over(function)
+    with jax.default_matmul_precision(precision):  # of the caller, whose context has been left
+        return function(*arguments)
+
+
+def _run_flat(*arguments, **params):
+    return jax.tree.leaves(_run(params["op"], params["levels"], params["precision"], *arguments))
+
+
+def _types(*types, op, levels, precision):
+    if isinstance(op, _Derivative) and op.is_push:
+        # Reverse mode has no use for push itself, which may be impossible.
+        outputs = slice(op.num_inputs, op.fixed)
+        if types[outputs] and all(all(level.mapped[outputs]) for level in levels):
+            return [of_output.to_tangent_aval() for of_output in types[outputs]]
+    return list(_trace_types(op, levels, precision, types).jaxpr.out_avals)
+
+
+def _trace_types(op, levels, precision, types):
+    return _run.trace(replace(op, forward=op.types) if isinstance(op, _Rule) else op, levels, precision, *types)
+
+
+_rule_p = Primitive("rule")
+_rule_p.multiple_results = True
+_rule_p.def_impl(_run_flat)
+_rule_p.def_abstract_eval(_types)
+mlir.register_lowering(_rule_p, mlir.lower_fun(_run_flat, multiple_results=True))
+
+
+def _push(primals, tangents, *, op, levels, precision):
+    bind = partial(_rule_p.bind, precision=precision)
+    moving = tuple(i for i, tangent in enumerate(tangents) if not isinstance(tangent, ad.Zero))
+    if isinstance(op, _Derivative) and moving[0] >= op.fixed:  # it is linear in all that moves
+        tangents = map(ad.instantiate_zeros, tangents[op.fixed :])
+        return bind(*primals, op=op, levels=levels), bind(*primals[: op.fixed], *tangents, op=op, levels=levels)
+    if isinstance(op, _Rule):
+        op = replace(op, forward=op.beside)
+    outputs = bind(*primals, op=op, levels=levels)
+    kept = outputs if isinstance(op, _Rule) else []
+    push = _Derivative(op, moving, len(primals), len(primals) + len(kept), is_push=True)
+    levels = tuple(level.of_push(moving, len(kept)) for level in levels)
+    return outputs, bind(*primals, *kept, *(tangents[i] for i in moving), op=push, levels=levels)
+
+
+def _transpose(cotangents, *arguments, op, levels, precision):
+    fixed = op.fixed
+    transposed = replace(op, is_push=not op.is_push)
+    levels = tuple(level.transposed(fixed, len(cotangents)) for level in levels)
+    cotangents = map(ad.instantiate_zeros, cotangents)
+    results = _rule_p.bind(*arguments[:fixed], *cotangents, op=transposed, levels=levels, precision=precision)
+    # Arguments that are known are zeros, as it is linear in all of them.
+    wanted = map(ad.is_undefined_primal, arguments[fixed:])
+    return [None] * fixed + [result if is_wanted else None for result, is_wanted in zip(results, wanted, strict=True)]
+
+
+def _batch(arguments, axes, *, op, levels, precision):
+    arguments = [
+        array if axis is None else jnp.moveaxis(array, axis, 0) for array, axis in zip(arguments, axes, strict=True)
+    ]
+    level = _Level(tuple(axis is not None for axis in axes))
+    results = _rule_p.bind(*arguments, op=op, levels=(*levels, level), precision=precision)
+    return results, [0] * len(results)
+
+
+ad.primitive_jvps[_rule_p] = _push
+ad.primitive_transposes[_rule_p] = _transpose
+batching.primitive_batchers[_rule_p] = _batch

@@ -2,11 +2,10 @@
 
 from typing import Any, NamedTuple, SupportsIndex, Unpack, overload
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxce._divergence import PAIR_AXES, Heads, Pair, measure_heads, measure_pair
+from jaxce._divergence import Heads, Pair, measure_heads, measure_pairs
 from jaxce._eager import one_program
 from jaxce._formula import reduce_formula
 from jaxce._inputs import OnMesh, check_reduction, check_teacher, check_temperature
@@ -125,9 +124,6 @@ class Distillation(NamedTuple):
         if isinstance(rows.logits, LinearLogits) or isinstance(rows.targets, LinearLogits):
             distance = measure_heads(vary_rule(Heads(rows.logits, rows.targets, *of_rows)))
         else:
-            measure = measure_pair
-            for _ in rows.logits.shape[:-1]:
-                measure = jax.vmap(measure, in_axes=(PAIR_AXES,))
-            distance = measure(vary_rule(Pair(rows.logits, rows.targets, *of_rows)))
+            distance = measure_pairs(vary_rule(Pair(rows.logits, rows.targets, *of_rows)))
         divergence = silence(rows.counts, distance.divergence.astype(rows.dtype))
         return jnp.square(temperature) * divergence

@@ -6,6 +6,7 @@ a row of a student's and a teacher's logits.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,23 +14,23 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from jaxce._autodiff import forward_mode
+from jaxce._autodiff import rule
 from jaxce._head import (
-    add_to_gradient,
+    add_block,
     block_of,
     classes_per_block,
     finish,
+    head_gradient,
     no_gradient,
     over_blocks,
     project,
-    put,
     rounded,
     soften,
 )
 from jaxce._logits import LinearLogits, accumulator
 from jaxce._mesh import Classes, vary, varying
 from jaxce._rows import silence
-from jaxce._rule import apart, row_maximum, without_padding
+from jaxce._rule import apart, over_rows, row_maximum, without_padding
 
 _Class = Float[Array, " classes"]
 _Number = Float[Array, "*any"]
@@ -68,7 +69,7 @@ _Number = Float[Array, "*any"]
 
 
 class Pair(NamedTuple):
-    """The inputs of the rule: the logits of student and teacher of one row.
+    """The inputs of the rule: the logits of student and teacher of one row, or of rows along axes in front.
 
     A row may be a slice of `classes`: `real` is how many classes from its start on are no padding, None where all are.
     The arithmetic is in the dtype of the temperature.
@@ -230,25 +231,24 @@ def _logits(pair: Pair) -> tuple[_Class, _Class]:
     return student, teacher
 
 
-@jax.custom_vjp
-def _rule(pair: Pair) -> Distance:
-    return _distance(_part(pair), pair.temperature, pair.classes)
+def _forward(pairs: Pair) -> Distance:
+    def of_row(pair):
+        return _distance(_part(pair), pair.temperature, pair.classes)
+
+    return over_rows(of_row, pairs.student.ndim - 1, (PAIR_AXES,))(pairs)
 
 
-def _rule_forward(pair: Pair) -> tuple[Distance, tuple[Pair, Distance]]:
-    distance = measure_pair(pair)  # the lifted rule, so that a second derivative meets the rule again
-    return distance, (pair, distance)
+def _backward(pairs: Pair, distance: Distance, cotangents: Distance) -> Pair:
+    def of_row(pair, distance, cotangents):
+        return _gradient(_logits(pair), pair.temperature, distance, cotangents)
+
+    of_rows = over_rows(of_row, pairs.student.ndim - 1, (PAIR_AXES, 0, 0))
+    student, teacher, temperature = of_rows(pairs, distance, cotangents)
+    student, teacher = student.astype(pairs.student.dtype), teacher.astype(pairs.teacher.dtype)
+    return Pair(student, teacher, jnp.sum(temperature), None, None, pairs.classes)
 
 
-def _rule_backward(residuals: tuple[Pair, Distance], cotangents: Distance) -> tuple[Pair]:
-    pair, distance = residuals
-    student, teacher, temperature = _gradient(_logits(pair), pair.temperature, distance, cotangents)
-    student, teacher = student.astype(pair.student.dtype), teacher.astype(pair.teacher.dtype)
-    return (Pair(student, teacher, temperature, None, None, pair.classes),)
-
-
-_rule.defvjp(_rule_forward, _rule_backward)
-measure_pair = forward_mode(_rule)
+measure_pairs = rule(_forward, _backward)
 
 
 class Heads(NamedTuple):
@@ -277,78 +277,75 @@ class Heads(NamedTuple):
         return self._replace(student=student, teacher=teacher, real=None if self.real is None else self.real - start)
 
     def logits(self) -> tuple[tuple[Array, Any], tuple[Array, Any]]:
-        """The logits of student and teacher, and what adds a gradient of them to one of all classes."""
+        """The logits of student and teacher, and what makes of a gradient by them that by what they consist of."""
         return self._held(self.student), self._held(self.teacher)
 
     def _held(self, block: Any) -> tuple[Array, Any]:
         if not isinstance(block, LinearLogits):
             logits = silence(self.counts, without_padding(block.astype(self.dtype), self.real, -jnp.inf))
-            return logits, lambda gradient, d_logits, start: put(gradient, d_logits, start)
+            return logits, lambda d_logits: d_logits
 
         def of_products(products, block):
             return without_padding(finish(products, block), self.real, -jnp.inf)
 
         logits, pullback = jax.vjp(of_products, project(block, self.counts, self.dtype), block)
-        return logits, lambda gradient, d_logits, start: add_to_gradient(
-            gradient, block, pullback(d_logits), self.counts, start
-        )
+        return logits, lambda d_logits: head_gradient(block, pullback(d_logits), self.counts)
 
 
-@jax.custom_vjp
-def _rule_of_heads(heads: Heads) -> Distance:
+def _forward_of_heads(heads: Heads) -> Distance:
     temperature = heads.temperature.astype(heads.dtype)
     num_rows, num_classes = heads.student.shape
 
-    def add_block(part, start, size):
+    def part_of_block(start, size):
         (z, _), (t, _) = heads.block(start, size).logits()
         pairs = Pair(z, t, temperature, None, None, heads.classes)
-        block = jax.vmap(_part, in_axes=(PAIR_AXES,))(pairs)
+        return jax.vmap(_part, in_axes=(PAIR_AXES,))(pairs)
+
+    def add(part, block, start):
         return jax.vmap(_join, in_axes=(0, 0, None))(part, block, temperature)
 
     zeros = jnp.zeros(num_rows, heads.dtype)
     least = zeros + jnp.finfo(heads.dtype).min
     nothing = vary(Part((least, least), (zeros, zeros), zeros - jnp.inf, zeros), varying(heads))
-    part = over_blocks(add_block, nothing, num_classes, heads.classes_per_block)
+    part = over_blocks(part_of_block, add, nothing, num_classes, heads.classes_per_block)
     return _distance(part, temperature, heads.classes)
 
 
-def _rule_of_heads_forward(heads: Heads) -> tuple[Distance, tuple[Heads, Distance]]:
-    distance = measure_heads(heads)
-    return distance, (heads, distance)
+def _backward_of_heads(heads: Heads, distance: Distance, cotangents: Distance) -> Heads:
+    def gradient_of_block(start, size):
+        return _gradient_of_block(heads, distance, cotangents, start, size)
 
-
-def _rule_of_heads_backward(residuals: tuple[Heads, Distance], cotangents: Distance) -> tuple[Heads]:
-    heads, distance = residuals
-    temperature = heads.temperature.astype(heads.dtype)
-
-    def add_block(gradient, start, size):
-        block = heads.block(start, size)
-        (z, add_student), (t, add_teacher) = block.logits()
-        d_z, d_t, d_temperature = jax.vmap(_gradient, in_axes=(0, None, 0, 0))(
-            (z, t), temperature, distance, cotangents
-        )
+    def add(gradient, block, start):
         return gradient._replace(
-            student=add_student(gradient.student, d_z, start),
-            teacher=add_teacher(gradient.teacher, d_t, start),
-            temperature=gradient.temperature + jnp.sum(d_temperature),
+            student=add_block(gradient.student, block.student, start),
+            teacher=add_block(gradient.teacher, block.teacher, start),
+            temperature=gradient.temperature + block.temperature,
         )
 
     zeros = heads._replace(
         student=no_gradient(heads.student),
         teacher=no_gradient(heads.teacher),
-        temperature=jnp.zeros_like(temperature),
+        temperature=jnp.zeros_like(heads.temperature.astype(heads.dtype)),
         counts=None,
         real=None,
     )
-    gradient = over_blocks(add_block, zeros, heads.student.shape[-1], heads.classes_per_block)
-    return (
-        gradient._replace(
-            student=rounded(gradient.student, heads.student),
-            teacher=rounded(gradient.teacher, heads.teacher),
-            temperature=gradient.temperature.astype(heads.temperature.dtype),
-        ),
+    gradient = over_blocks(gradient_of_block, add, zeros, heads.student.shape[-1], heads.classes_per_block)
+    return gradient._replace(
+        student=rounded(gradient.student, heads.student),
+        teacher=rounded(gradient.teacher, heads.teacher),
+        temperature=gradient.temperature.astype(heads.temperature.dtype),
     )
 
 
-_rule_of_heads.defvjp(_rule_of_heads_forward, _rule_of_heads_backward)
-measure_heads = forward_mode(_rule_of_heads)
+# Under checkpoint: a derivative of the loop must not keep what the blocks are made of.
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=4)
+def _gradient_of_block(heads: Heads, distance: Distance, cotangents: Distance, start: Any, size: int) -> Heads:
+    block, temperature = heads.block(start, size), heads.temperature.astype(heads.dtype)
+    (z, by_student), (t, by_teacher) = block.logits()
+    d_z, d_t, d_temperature = jax.vmap(_gradient, in_axes=(0, None, 0, 0))((z, t), temperature, distance, cotangents)
+    return block._replace(
+        student=by_student(d_z), teacher=by_teacher(d_t), temperature=jnp.sum(d_temperature), counts=None, real=None
+    )
+
+
+measure_heads = rule(_forward_of_heads, _backward_of_heads)

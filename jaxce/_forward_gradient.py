@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
-from jaxce._head import cut, finish, over_blocks, project, project_back, put
+from jaxce._head import cut, finish, head_gradient, over_blocks, project, put
 from jaxce._logits import LinearLogits, accumulator
 from jaxce._mesh import over_axes, vary, varying
 from jaxce._rows import Rows
@@ -93,13 +93,17 @@ def _by_blocks(leaves, structure, of_rows, moving) -> tuple[Float[Array, ""], li
     """The sum, and its gradient by the moving leaves in the dtype of the arithmetic."""
     rows = structure.unflatten(leaves)[1]
 
-    def add_block(carry, start, size):
-        total, gradients = carry
+    def of_block(start, size):
         block = [
             cut(leaf, start, size, axis=0) if has_rows else leaf for leaf, has_rows in zip(leaves, of_rows, strict=True)
         ]
-        value, block_gradients = _value_and_gradients(*structure.unflatten(block))
-        terms = [jax.tree.leaves(block_gradients)[i] for i in moving]
+        value, gradients = _value_and_gradients(*structure.unflatten(block))
+        gradients = jax.tree.leaves(gradients)
+        return value, [gradients[i] for i in moving]
+
+    def add(carry, block, start):
+        total, gradients = carry
+        value, terms = block
         return total + value, [
             put(gradient, term, start, axis=0) if of_rows[i] else gradient + term
             for i, gradient, term in zip(moving, gradients, terms, strict=True)
@@ -107,7 +111,7 @@ def _by_blocks(leaves, structure, of_rows, moving) -> tuple[Float[Array, ""], li
 
     nothing = [jnp.zeros_like(leaves[i], accumulator(leaves[i])) for i in moving]
     zero = vary(jnp.zeros((), rows.dtype), varying(leaves) - {*rows.classes.axes})
-    return over_blocks(add_block, (zero, nothing), rows.logits.shape[0], _rows_per_block(rows))
+    return over_blocks(of_block, add, (zero, nothing), rows.logits.shape[0], _rows_per_block(rows))
 
 
 def _value_and_gradients(loss: Any, rows: Rows) -> tuple[Float[Array, ""], tuple[Any, Rows]]:
@@ -122,10 +126,9 @@ def _value_and_gradients(loss: Any, rows: Rows) -> tuple[Float[Array, ""], tuple
     value, (d_products, d_loss, d_rows) = jax.value_and_grad(of_products, argnums=(0, 1, 2), allow_int=True)(
         products, *_widen_shared(loss, rows)
     )
-    d_heads = {}
-    for name, head in lazy.items():
-        d_hidden, d_kernel = project_back(d_products[name], head, rows.counts)
-        d_heads[name] = replace(getattr(d_rows, name), hidden=d_hidden, kernel=d_kernel)
+    d_heads = {
+        name: head_gradient(head, (d_products[name], getattr(d_rows, name)), rows.counts) for name, head in lazy.items()
+    }
     return value, (d_loss, d_rows._replace(**d_heads))
 
 

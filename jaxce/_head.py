@@ -7,6 +7,7 @@ applies the rule of `_rule` to it and multiplies the result into the gradients o
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -14,11 +15,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Integer
 
-from jaxce._autodiff import forward_mode
+from jaxce._autodiff import rule
 from jaxce._logits import LinearLogits, accumulator
 from jaxce._mesh import Classes, vary, varying
 from jaxce._rows import silence
-from jaxce._rule import ROW_AXES, Numbers, Row, numbers_of, row_maximum, slice_gradient, slice_row
+from jaxce._rule import ROW_AXES, Numbers, Row, numbers_of, row_maximum, slice_gradient, slice_row, sum_rows
 from jaxce._slice import empty, merge, merge_devices
 
 _PerRow = Float[Array, " rows"]
@@ -60,41 +61,34 @@ class HeadRows(NamedTuple):
         )
 
 
-@jax.custom_vjp
-def _rule(rows: HeadRows) -> Numbers:
+def _forward(rows: HeadRows) -> Numbers:
     dtype = rows.dtype
     num_rows, num_classes = rows.head.shape
 
-    def add_block(slices, start, size):
+    def slice_of_block(start, size):
         block = rows.block(start, size)
         logits = finish(project(block.head, rows.counts, dtype), block.head)
-        maximum = jax.vmap(lambda logits: row_maximum(logits, dtype, block.real))(logits)
-        return merge(slices, jax.vmap(slice_row, in_axes=(ROW_AXES,))(_row(block, logits, maximum)))
+        maximum = row_maximum(logits, dtype, block.real)
+        return jax.vmap(slice_row, in_axes=(ROW_AXES,))(_row(block, logits, maximum))
+
+    def add(slices, block, start):
+        return merge(slices, block)
 
     nothing = vary(empty(num_rows, dtype, has_vector=rows.class_vector is not None), varying(rows))
-    part = over_blocks(add_block, nothing, num_classes, classes_per_block(rows.head))
+    part = over_blocks(slice_of_block, add, nothing, num_classes, classes_per_block(rows.head))
     return numbers_of(merge_devices(part, rows.classes), has_label=rows.has_labels)
 
 
-def _rule_forward(rows: HeadRows) -> tuple[Numbers, tuple[HeadRows, Numbers]]:
-    numbers = measure_head(rows)  # the lifted rule, so that a second derivative meets the rule again
-    return numbers, (rows, numbers)
+def _backward(rows: HeadRows, numbers: Numbers, cotangents: Numbers) -> HeadRows:
+    def gradient_of_block(start, size):
+        return _gradient_of_block(rows, numbers, cotangents, start, size)
 
-
-def _rule_backward(residuals: tuple[HeadRows, Numbers], cotangents: Numbers) -> tuple[HeadRows]:
-    rows, numbers = residuals
-    dtype = rows.dtype
-
-    def add_block(gradient: HeadRows, start, size):
-        block = rows.block(start, size)
-        logits, pullback = jax.vjp(finish, project(block.head, rows.counts, dtype), block.head)
-        row = _row(block, logits, numbers.maximum)
-        d_row = jax.vmap(slice_gradient, in_axes=(ROW_AXES, 0, 0))(row, numbers, cotangents)
+    def add(gradient, block, start):
         return HeadRows(
-            add_to_gradient(gradient.head, block.head, pullback(d_row.logits), rows.counts, start),
-            gradient.targets if rows.has_labels else put(gradient.targets, d_row.target, start),
-            put(gradient.target_weights, _sum_rows(d_row.target_weights), start),
-            put(gradient.class_vector, _sum_rows(d_row.class_vector), start),
+            add_block(gradient.head, block.head, start),
+            put(gradient.targets, block.targets, start),
+            put(gradient.target_weights, block.target_weights, start),
+            put(gradient.class_vector, block.class_vector, start),
             None,
             None,
             rows.classes,
@@ -104,12 +98,29 @@ def _rule_backward(residuals: tuple[HeadRows, Numbers], cotangents: Numbers) -> 
         jnp.zeros_like, rows._replace(counts=None, real=None, targets=None if rows.has_labels else rows.targets)
     )
     zeros = zeros._replace(head=no_gradient(rows.head))
-    gradient = over_blocks(add_block, zeros, rows.head.shape[-1], classes_per_block(rows.head))
-    return (gradient._replace(head=rounded(gradient.head, rows.head)),)
+    gradient = over_blocks(gradient_of_block, add, zeros, rows.head.shape[-1], classes_per_block(rows.head))
+    return gradient._replace(head=rounded(gradient.head, rows.head))
 
 
-_rule.defvjp(_rule_forward, _rule_backward)
-measure_head = forward_mode(_rule)
+# Under checkpoint: a derivative of the loop must not keep what the blocks are made of.
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=4)
+def _gradient_of_block(rows: HeadRows, numbers: Numbers, cotangents: Numbers, start: Any, size: int) -> HeadRows:
+    block = rows.block(start, size)
+    logits, pullback = jax.vjp(finish, project(block.head, rows.counts, rows.dtype), block.head)
+    row = _row(block, logits, numbers.maximum)
+    d_row = jax.vmap(slice_gradient, in_axes=(ROW_AXES, 0, 0))(row, numbers, cotangents)
+    return HeadRows(
+        head_gradient(block.head, pullback(d_row.logits), rows.counts),
+        d_row.target,
+        sum_rows(d_row.target_weights),
+        sum_rows(d_row.class_vector),
+        None,
+        None,
+        rows.classes,
+    )
+
+
+measure_head = rule(_forward, _backward)
 
 
 def block_of(head: Any, start: Any, size: int) -> Any:
@@ -127,10 +138,14 @@ def classes_per_block(head: Any) -> int:
     return min(num_classes, max(1, block_bytes // per_class))
 
 
-def over_blocks(step: Callable[[_Carry, Any, int], _Carry], carry: _Carry, total: int, size: int) -> _Carry:
-    """Runs `carry = step(carry, start, size)` over 0 … total in blocks, of which the last may be smaller."""
-    # Under checkpoint: a derivative of the loop must not keep every block.
-    step = jax.checkpoint(step, prevent_cse=False, static_argnums=2)
+def over_blocks(
+    make: Callable[[Any, int], Any], add: Callable[[_Carry, Any, Any], _Carry], carry: _Carry, total: int, size: int
+) -> _Carry:
+    """Runs `carry = add(carry, make(start, size), start)` over 0 … total in blocks; the last one may be smaller."""
+
+    def step(carry, start, size):
+        return add(carry, make(start, size), start)
+
     whole, rest = divmod(total, size)
     if whole == 1:
         carry = step(carry, 0, size)
@@ -166,20 +181,28 @@ def no_gradient(head: Any) -> Any:
     zeros = jax.tree.map(jnp.zeros_like, head)
     if not isinstance(head, LinearLogits):
         return zeros
-    return replace(zeros, hidden=zeros.hidden.astype(accumulator(head)))
+    hidden: Any = zeros.hidden
+    return replace(zeros, hidden=hidden.astype(accumulator(head)))
 
 
-def add_to_gradient(gradient: Any, block: Any, d_finish: tuple[Array, Any], counts: Any, start: Any) -> Any:
-    """The gradient of a head with that of a block in it, given what the pullback of `finish` returned for the block."""
+def head_gradient(block: Any, d_finish: tuple[Array, Any], counts: Any) -> Any:
+    """The gradient of a block of a head, given what the pullback of `finish` returned for it."""
     d_products, d_block = d_finish
     d_hidden, d_kernel = project_back(d_products, block, counts)
+    return replace(d_block, hidden=d_hidden, kernel=d_kernel)
+
+
+def add_block(gradient: Any, block: Any, start: Any) -> Any:
+    """The gradient of logits with that of a block in it."""
+    if not isinstance(gradient, LinearLogits):
+        return put(gradient, block, start)
     return replace(
         gradient,
-        hidden=gradient.hidden + d_hidden.astype(gradient.hidden.dtype),
-        kernel=put(gradient.kernel, d_kernel, start),
-        bias=put(gradient.bias, d_block.bias, start),
-        softcap=_add(gradient.softcap, d_block.softcap),
-        temperature=_add(gradient.temperature, d_block.temperature),
+        hidden=gradient.hidden + block.hidden.astype(gradient.hidden.dtype),
+        kernel=put(gradient.kernel, block.kernel, start),
+        bias=put(gradient.bias, block.bias, start),
+        softcap=_add(gradient.softcap, block.softcap),
+        temperature=_add(gradient.temperature, block.temperature),
     )
 
 
@@ -271,10 +294,6 @@ def put(array: Any, block: Any, start: Any, axis: int = -1) -> Any:
 
 def _add(total: Any, term: Any) -> Any:
     return None if total is None else total + term
-
-
-def _sum_rows(array: Any) -> Any:
-    return None if array is None else jnp.sum(array, 0)
 
 
 def _row(rows: HeadRows, logits: Float[Array, "rows classes"], maximum: _PerRow) -> Row:

@@ -4,6 +4,8 @@ Every loss over classes differentiates through it, in every mode and to every or
 smoothing, masks of whole losses and reductions live above it and get their gradients from autodiff.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Integer
 
-from jaxce._autodiff import forward_mode
+from jaxce._autodiff import rule
 from jaxce._mesh import Classes
 from jaxce._rows import silence
 from jaxce._slice import Moment, Slice, merge_devices
@@ -48,8 +50,9 @@ _Any = Float[Array, "*any"]
 class Row(NamedTuple):
     """The inputs of the rule. They are its residuals too, with a few numbers: no second array over the classes.
 
-    A row may be a slice of `classes`: whatever has classes is of the slice, a label is counted from its start, and
-    `real` is how many classes from there on are no padding, None where all are.
+    All but the classes' vectors may have axes of rows in front. A row may be a slice of `classes`: whatever has classes
+    is of the slice, a label is counted from its start, and `real` is how many classes from there on are no padding,
+    None where all are.
     """
 
     logits: _Class
@@ -64,7 +67,7 @@ class Row(NamedTuple):
     @property
     def has_label(self) -> bool:
         """Whether the target is a class, and not a distribution."""
-        return self.target.ndim == 0
+        return self.target.ndim < self.logits.ndim
 
 
 ROW_AXES = Row(0, 0, None, None, 0, 0, None, None)  # pyright: ignore[reportArgumentType]  # what vmap maps over
@@ -98,37 +101,57 @@ def numbers_of(part: Slice, *, has_label: bool) -> Numbers:
     return Numbers(part.maximum, part.sum_less_1, nll, spread, lead, mass, vector_mass)
 
 
-@jax.custom_vjp
-def _rule(row: Row) -> Numbers:
-    return numbers_of(merge_devices(slice_row(row), row.classes), has_label=row.has_label)
+def _forward(rows: Row, *, beside_gradient: bool = False) -> Numbers:
+    shares_exp = beside_gradient and _shares_exp(rows)
+
+    def of_row(row):
+        part = slice_row(row, shares_exp=shares_exp)
+        return numbers_of(merge_devices(part, row.classes), has_label=row.has_label)
+
+    return over_rows(of_row, rows.logits.ndim - 1, (ROW_AXES,))(rows)
 
 
-@jax.custom_vjp
-def _rule_beside_gradient(row: Row) -> Numbers:
-    part = slice_row(row, shares_exp=_shares_exp(row))
-    return numbers_of(merge_devices(part, row.classes), has_label=row.has_label)
+def _outputs(rows: Row) -> Numbers:
+    """Arrays of the types of the outputs."""
+    number = rows.classes.largest(rows.maximum)
+    lead, mass = (number, None) if rows.has_label else (None, number)
+    of_vector = None if rows.class_vector is None else number
+    return Numbers(number, number, number, of_vector, lead, mass, of_vector)
 
 
-def _shares_exp(row: Row) -> bool:
+def _shares_exp(rows: Row) -> bool:
     """Whether XLA:CPU can keep the exponentials of the forward pass for the gradient, in the gradient's own memory."""
-    return row.has_label and row.logits.dtype == row.maximum.dtype
+    return rows.has_label and rows.logits.dtype == rows.maximum.dtype
 
 
-def _rule_forward(row: Row) -> tuple[Numbers, tuple[Row, Numbers]]:
-    numbers = _measure_beside_gradient(row)  # a lifted rule, so that a second derivative meets the rule again
-    return numbers, (row, numbers)
-
-
-def _rule_backward(residuals: tuple[Row, Numbers], cotangents: Numbers) -> tuple[Row]:
-    row, numbers = residuals
-    shares_exp = _shares_exp(row)
-    logits = row.logits
+def _backward(rows: Row, numbers: Numbers, cotangents: Numbers) -> Row:
+    shares_exp = _shares_exp(rows)
+    logits = rows.logits
     if not shares_exp:
         # Without the barriers XLA:CPU would share with the forward pass, and for that write out, a float32 exp.
         logits, sum_less_1, maximum = lax.optimization_barrier((logits, numbers.sum_less_1, numbers.maximum))
         numbers = numbers._replace(sum_less_1=sum_less_1, maximum=maximum)
-    gradient = slice_gradient(row._replace(logits=logits), numbers, cotangents, shares_exp=shares_exp)
-    return (gradient._replace(logits=gradient.logits.astype(row.logits.dtype)),)
+    of_row = partial(slice_gradient, shares_exp=shares_exp)
+    gradient = over_rows(of_row, rows.logits.ndim - 1, (ROW_AXES, 0, 0))(
+        rows._replace(logits=logits), numbers, cotangents
+    )
+    return gradient._replace(
+        logits=gradient.logits.astype(rows.logits.dtype),
+        target_weights=sum_rows(gradient.target_weights),
+        class_vector=sum_rows(gradient.class_vector),
+    )
+
+
+def over_rows(of_row: Callable[..., Any], num_axes: int, in_axes: Any) -> Callable[..., Any]:
+    """A function of one row, of rows along a number of axes."""
+    for _ in range(num_axes):
+        of_row = jax.vmap(of_row, in_axes=in_axes)
+    return of_row
+
+
+def sum_rows(of_rows: Any) -> Any:
+    """What the rows add to the gradient of a vector of classes that they share; None of None."""
+    return None if of_rows is None else jnp.sum(of_rows, axis=range(of_rows.ndim - 1))
 
 
 def slice_gradient(row: Row, numbers: Numbers, cotangents: Any, *, shares_exp: bool = False) -> Row:
@@ -145,8 +168,15 @@ def slice_gradient(row: Row, numbers: Numbers, cotangents: Any, *, shares_exp: b
     e = jnp.exp(z - maximum)
     if row.has_label:
         e = _without_label(e, row.target, shares_exp=shares_exp)
-    p, p_minus_1 = _softmax(e, sum_less_1)
-    distance = (maximum - z) + jnp.log1p(sum_less_1)
+    p = _softmax(e, sum_less_1)
+
+    def by_logits(mass, total, e):
+        return (total - mass) * _softmax(e, sum_less_1) + mass * _softmax_minus_1(e, sum_less_1)
+
+    def by_mass(mass):
+        """The derivative of `_excess` by the mass; by convention 0 where there is none on a logit of −inf."""
+        distance = (maximum - z) + jnp.log1p(sum_less_1)
+        return jnp.where((mass == 0) & jnp.isneginf(z), 0, distance)
 
     d_target = d_target_weights = d_class_vector = None
     _, d_sum, d_nll, d_spread, d_lead, d_mass, d_vector_mass = cotangents  # None where the number is
@@ -156,23 +186,22 @@ def slice_gradient(row: Row, numbers: Numbers, cotangents: Any, *, shares_exp: b
     else:
         row = row._replace(target=silence(row.counts, row.target))
         target = _effective_target(row, dtype)
-        d_logits = d_log_sum * p + d_nll * ((mass - target) * p + target * p_minus_1)
-        d_effective = d_target = d_nll * _zero_at_absent(target, z, distance) + d_mass
+        d_logits = d_log_sum * p + d_nll * by_logits(target, mass, e)
+        d_effective = d_target = d_nll * by_mass(target) + d_mass
         if row.target_weights is not None:
             d_target = d_effective * row.target_weights
             d_target_weights = d_effective * row.target.astype(dtype)
         d_target = without_padding(d_target.astype(row.target.dtype), row.real, 0)
     if row.class_vector is not None:
-        u = row.class_vector
-        d_logits += d_spread * ((vector_mass - u) * p + u * p_minus_1)
-        d_class_vector = d_spread * _zero_at_absent(u, z, distance) + d_vector_mass
+        d_logits += d_spread * by_logits(row.class_vector, vector_mass, e)
+        d_class_vector = d_spread * by_mass(row.class_vector) + d_vector_mass
     if row.has_label:
-        p, p_minus_1 = _softmax(jnp.exp(-lead), sum_less_1)
-        d_on_label = d_log_sum * p + d_nll * p_minus_1 - d_lead
+        e = jnp.exp(-lead)
+        d_on_label = d_log_sum * _softmax(e, sum_less_1) + d_nll * _softmax_minus_1(e, sum_less_1) - d_lead
         if row.class_vector is not None:
-            u = row.class_vector[jnp.clip(row.target, 0, z.shape[0] - 1)]
+            u = _at_label(row.class_vector, row.target)
             # What the sum over classes that leaves the label out has put there is taken back.
-            d_on_label += d_spread * ((vector_mass - u) * p + u * p_minus_1 + u)
+            d_on_label += d_spread * (by_logits(u, vector_mass, e) + u)
         d_logits = _add_at_label(d_logits, row.target, d_on_label, is_final=row.logits.dtype == dtype)
     return row._replace(
         logits=d_logits,
@@ -192,7 +221,7 @@ def _without_label(values: _Class, label: Integer[Array, ""], *, shares_exp: boo
         return jnp.where(_is_label(values, label), 0, values)
 
     def scatter(values, label):
-        return values.at[_index(values, label)].set(0, mode="drop")
+        return values.at[label].set(0, mode="drop", wrap_negative_indices=False)
 
     # XLA:CPU writes out what it scatters into, and so shares it.
     return lax.platform_dependent(values, label, cpu=scatter, default=select) if shares_exp else select(values, label)
@@ -205,7 +234,7 @@ def _add_at_label(values: _Class, label: Integer[Array, ""], number: _Number, *,
         return values + jnp.where(_is_label(values, label), number, 0)
 
     def scatter(values, label, number):
-        return values.at[_index(values, label)].add(number, mode="drop")
+        return values.at[label].add(number, mode="drop", wrap_negative_indices=False)
 
     # Accelerators fuse the comparison into what comes next. XLA:CPU's loop takes longer with one in it.
     if not is_final:
@@ -217,25 +246,26 @@ def _is_label(values: _Class, label: Integer[Array, ""]) -> Bool[Array, " classe
     return jnp.arange(values.shape[0], dtype=label.dtype) == label
 
 
-def _index(values: _Class, label: Integer[Array, ""]) -> Integer[Array, ""]:
-    """The label where it is a class, else an index that is dropped."""
-    return jnp.where(label < 0, values.shape[0], label)
+def _at_label(values: _Class, label: Integer[Array, ""]) -> Any:
+    """The value at the label's class, or at one of them where it is none."""
+    return values.at[label].get(mode="clip", wrap_negative_indices=False)
 
 
 def _softmax(e, sum_less_1):
-    """The softmax p, and p − 1 without taking the difference."""
-    return e * (1 / (1 + sum_less_1)), e * (-sum_less_1 / (1 + sum_less_1)) + (e - 1)
+    return e * (1 / (1 + sum_less_1))
 
 
-_rule.defvjp(_rule_forward, _rule_backward)
-_rule_beside_gradient.defvjp(_rule_forward, _rule_backward)
-measure = forward_mode(_rule)
-_measure_beside_gradient = forward_mode(_rule_beside_gradient)
+def _softmax_minus_1(e, sum_less_1):
+    """The softmax, less 1, without taking the difference."""
+    return e * (-sum_less_1 / (1 + sum_less_1)) + (e - 1)
 
 
-def row_maximum(logits: _Class, dtype: Any, real: Any = None) -> _Number:
-    """What a slice is measured from: its largest logit, a constant to every derivative, and never −inf."""
-    largest = lax.stop_gradient(jnp.max(without_padding(logits, real, -jnp.inf)))
+measure = rule(_forward, _backward, beside=partial(_forward, beside_gradient=True), outputs=_outputs)
+
+
+def row_maximum(logits: Array, dtype: Any, real: Any = None) -> Array:
+    """What slices are measured from: their largest logits, constants to every derivative, and never −inf."""
+    largest = lax.stop_gradient(jnp.max(without_padding(logits, real, -jnp.inf), axis=-1))
     maximum = jnp.maximum(largest.astype(dtype), jnp.finfo(dtype).min)
     # Without the barrier XLA:CPU writes the maximum out for every logit.
     return lax.optimization_barrier(maximum)
@@ -258,13 +288,12 @@ def slice_row(row: Row, *, shares_exp: bool = False) -> Slice:
             e = jnp.exp(silence(row.counts, row.logits) - silence(row.counts, row.maximum))
             e = _without_label(e, row.target, shares_exp=True)
         else:
-            # At most 1, and |c − y| is 0 at the label alone; in integers where float32 has no more.
-            is_exact = isinstance(num_classes, int) and num_classes <= 2**24  # a symbolic number may be larger
-            number = dtype if is_exact else row.target.dtype
+            # At most 1, and |c − y| is 0 at the label alone; in integers where float32 may have no more.
+            number = dtype if isinstance(num_classes, int) and num_classes <= 2**24 else row.target.dtype
             from_label = jnp.abs(jnp.arange(num_classes, dtype=number) - row.target.astype(number))
             e = jnp.minimum(_exp(copies[0]), from_label.astype(dtype))
         # The barrier keeps XLA:CPU from widening all logits for the sake of one.
-        logit = lax.optimization_barrier(row.logits)[jnp.clip(row.target, 0, num_classes - 1)]
+        logit = _at_label(lax.optimization_barrier(row.logits), row.target)
         lead = jnp.maximum(row.maximum - logit.astype(dtype), 0)
         sum_less_1 = _sum(e) + jnp.where(here, jnp.expm1(-lead), -1)
         target_moment = Moment(jnp.where(here, lead, 0), here.astype(dtype))
@@ -337,8 +366,3 @@ def _real(row: Row) -> Row:
 def _effective_target(row: Row, dtype) -> _Class:
     target = row.target.astype(dtype)
     return target if row.target_weights is None else target * row.target_weights
-
-
-def _zero_at_absent(mass: _Class, z: _Class, distance: _Class) -> _Class:
-    """The derivative of `_excess` by the mass, with the convention of 0 where there is no mass on a logit of −inf."""
-    return jnp.where((mass == 0) & jnp.isneginf(z), 0, distance)

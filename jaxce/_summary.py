@@ -1,7 +1,6 @@
 """The summary of a row: the three numbers that every loss over classes is arithmetic on."""
 
-from functools import partial
-from typing import Any, NamedTuple, SupportsIndex
+from typing import NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from jaxce._inputs import OnMesh, check_classes
 from jaxce._logits import LinearLogits, accumulator
 from jaxce._mesh import vary_rule
 from jaxce._rows import Rows, loud, on_slices, read_classes, silence
-from jaxce._rule import ROW_AXES, Numbers, Row, measure, row_maximum, without_padding
+from jaxce._rule import Row, measure, row_maximum, without_padding
 from jaxce._types import (
     AxisName,
     ClassVector,
@@ -150,14 +149,8 @@ def summarize_rows(rows: Rows, *, class_vector: _Class | None = None, target_wei
         measured = measure_head(vary_rule(HeadRows(rows.logits, targets, **shared)))
         numbers = jax.tree.map(lambda number: number.astype(dtype), measured)
     else:
-        measure_row = partial(_measure_row, dtype=dtype)
-        for _ in rows.logits.shape[:-1]:
-            measure_row = jax.vmap(measure_row, in_axes=(ROW_AXES,))
-        numbers = measure_row(vary_rule(Row(rows.logits, targets, maximum=None, **shared)))
+        of_rows = vary_rule(Row(rows.logits, targets, maximum=None, **shared))
+        numbers = measure(of_rows._replace(maximum=row_maximum(of_rows.logits, dtype, real)))
     maximum, sum_less_1, nll, spread, *_ = (silence(rows.counts, number) for number in numbers)
     log_z = maximum + jnp.log1p(sum_less_1)
     return Summary(log_z, loud(rows.valid, nll), spread)
-
-
-def _measure_row(row: Row, dtype: Any) -> Numbers:
-    return measure(row._replace(maximum=row_maximum(row.logits, dtype, row.real)))

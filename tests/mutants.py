@@ -38,7 +38,7 @@ MUTANTS = [
     Mutant(
         "spread without its target",
         "_rule",
-        "d_logits += d_spread * ((vector_mass - u) * p + u * p_minus_1)",
+        "d_logits += d_spread * by_logits(row.class_vector, vector_mass, e)",
         "d_logits += d_spread * vector_mass * p",
         "tests/test_derivatives.py -k options",
     ),
@@ -52,8 +52,8 @@ MUTANTS = [
     Mutant(
         "spread is not taken back at the label",
         "_rule",
-        "u * p_minus_1 + u)",
-        "u * p_minus_1)",
+        "(by_logits(u, vector_mass, e) + u)",
+        "by_logits(u, vector_mass, e)",
         "tests/test_derivatives.py -k options",
     ),
     Mutant(

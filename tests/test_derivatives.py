@@ -223,7 +223,7 @@ def _flat(case):
     return vector, of_vector(case.loss), of_vector(case.reference)
 
 
-def _all_modes(f):
+def all_modes(f):
     """One function that differentiates `f` in every way; together they are one compilation."""
 
     def modes(x, v):
@@ -276,8 +276,8 @@ def test_every_mode_agrees_with_the_plain_formula(name, x64):
     x, loss, reference = _flat(CASES[name])
     points = jnp.stack([x, x * 1.01])
     directions = jnp.asarray(RNG.normal(size=points.shape))
-    expected = jax.jit(jax.vmap(_all_modes(reference)))(points, directions)
-    results = jax.jit(jax.vmap(_all_modes(loss)))(points, directions)
+    expected = jax.jit(jax.vmap(all_modes(reference)))(points, directions)
+    results = jax.jit(jax.vmap(all_modes(loss)))(points, directions)
     for mode in expected:
         np.testing.assert_allclose(results[mode], expected[mode], rtol=1e-9, atol=1e-10, err_msg=mode)
     for mode in results:
@@ -292,8 +292,8 @@ UNMAPPED = ["cross_entropy", "cross_entropy with options", "cross_entropy of dis
 def test_every_mode_works_without_vmap(name, x64):
     x, loss, reference = _flat(CASES[name])
     v = jnp.asarray(RNG.normal(size=x.shape))
-    expected = jax.jit(_all_modes(reference))(x, v)
-    for mode, result in jax.jit(_all_modes(loss))(x, v).items():
+    expected = jax.jit(all_modes(reference))(x, v)
+    for mode, result in jax.jit(all_modes(loss))(x, v).items():
         np.testing.assert_allclose(result, expected[mode], rtol=1e-9, atol=1e-10, err_msg=mode)
 
 
@@ -302,8 +302,8 @@ def test_every_mode_works_without_vmap(name, x64):
 def test_every_mode_works_without_jit(name, x64):
     x, loss, reference = _flat(CASES[name])
     v = jnp.asarray(RNG.normal(size=x.shape))
-    expected = jax.jit(_all_modes(reference))(x, v)
-    for mode, result in _all_modes(loss)(x, v).items():
+    expected = jax.jit(all_modes(reference))(x, v)
+    for mode, result in all_modes(loss)(x, v).items():
         np.testing.assert_allclose(result, expected[mode], rtol=1e-9, atol=1e-10, err_msg=mode)
 
 

@@ -1,12 +1,13 @@
 """The linear head is the dense loss: values and all gradients, by both ways, in blocks of any size."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend import core
+from jax.extend.mlir import ir
 from lazy import linear, linear_distillation
 from marks import daily
 
@@ -234,18 +235,30 @@ def test_edges(recompute, x64):
     assert not empty[1].any()
 
 
-def _matmul_flops(jaxpr):
+def _matmul_flops(function, *arguments):
     """2 · M · N · K of every matrix multiplication, times the lengths of the loops that it is in."""
-    flops = 0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            ((contracted, _), _) = equation.params["dimension_numbers"]
-            depth = np.prod([equation.invars[0].aval.shape[axis] for axis in contracted])
-            flops += 2 * int(depth) * equation.outvars[0].aval.size
-        times = equation.params["length"] if equation.primitive.name == "scan" else 1
-        inner = [_matmul_flops(sub) for sub in core.jaxprs_in_params(equation.params)]
-        flops += times * sum(inner)
-    return flops
+    module = jax.jit(function).lower(*arguments).compiler_ir()
+    functions = {ir.StringAttr(each.attributes["sym_name"]).value: each for each in module.body.operations}
+
+    def of_calls(operations):
+        return sum(of_one(each.operation) for each in operations)
+
+    def of_one(operation):
+        inner = [of_calls(block) for region in operation.regions for block in region.blocks]
+        if operation.name == "stablehlo.dot_general":
+            # M · K, K · N and M · N are the sizes of the operands and the result.
+            values = *operation.operands, *operation.results
+            return 2 * math.isqrt(math.prod(math.prod(ir.RankedTensorType(value.type).shape) for value in values))
+        if operation.name == "func.call":
+            callee = functions[ir.FlatSymbolRefAttr(operation.attributes["callee"]).value]
+            return of_calls(callee.regions[0].blocks[0])
+        if operation.name == "stablehlo.while":
+            (compare,) = (each for each in operation.regions[0].blocks[0] if each.operation.name == "stablehlo.compare")
+            length = ir.DenseIntElementsAttr(compare.operands[1].owner.attributes["value"])[0]
+            return length * sum(inner)
+        return sum(inner)
+
+    return of_calls(functions["main"].regions[0].blocks[0])
 
 
 @pytest.mark.parametrize("vocabulary", [12, 11])
@@ -255,7 +268,7 @@ def test_matrix_multiplications(vocabulary):
     one = 2 * 6 * D * vocabulary
 
     def count(function):
-        return _matmul_flops(jax.make_jaxpr(function)(hidden, kernel).jaxpr) / one
+        return _matmul_flops(function, hidden, kernel) / one
 
     for recompute, wanted, one_block in ((True, 4, 6), (False, 3, vocabulary)):
 
@@ -307,14 +320,15 @@ def test_bfloat16_is_as_exact_as_dense_float32_logits(vocabulary, recompute, x64
 
 def test_the_precision_of_the_multiplications_is_the_callers(x64):
     def precisions(function):
-        text = str(jax.make_jaxpr(function)(jnp.ones((6, D)), jnp.ones((D, V))))
-        return text.count("dot_general["), text.count("Precision.HIGHEST")
+        text = jax.jit(function).lower(jnp.ones((6, D)), jnp.ones((D, V))).as_text()
+        return text.count("stablehlo.dot_general"), text.count("precision = [HIGHEST, HIGHEST]")
 
     for recompute in (True, False):
-        grad = jax.grad(
-            lambda h, k, r=recompute: jaxce.linear_cross_entropy(h, k, jnp.zeros(6, int), recompute=r), argnums=(0, 1)
-        )
-        with jax.default_matmul_precision("highest"):
-            dots, highest = precisions(grad)
+
+        def loss(h, k, recompute=recompute):
+            with jax.default_matmul_precision("highest"):  # and not around what lowers it
+                return jaxce.linear_cross_entropy(h, k, jnp.zeros(6, int), recompute=recompute)
+
+        dots, highest = precisions(jax.grad(loss, argnums=(0, 1)))
         assert dots > 0
-        assert highest == 2 * dots  # of either operand
+        assert highest == dots

@@ -100,6 +100,49 @@ def test_distillation_holds_one_array_over_the_classes(temperature, capsys):
     assert all("from the argument" in line for line in saved)
 
 
+POLICIES = {
+    name: getattr(jax.checkpoint_policies, name)
+    for name in ("dots_saveable", "everything_saveable", "dots_with_no_batch_dims_saveable")
+}
+HEAD = (ShapeDtypeStruct((512, 64), F32), ShapeDtypeStruct((64, 8192), F32), ShapeDtypeStruct((512,), jnp.int32))
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+@pytest.mark.parametrize("with_model", [False, True], ids=["loss", "model"])
+def test_no_policy_of_checkpoint_keeps_logits_of_a_head(recompute, with_model):
+    def loss(hidden, kernel, labels):
+        hidden = jnp.tanh(hidden @ jnp.ones((64, 64))) if with_model else hidden
+        return jaxce.linear_cross_entropy(hidden, kernel, labels, recompute=recompute, block_bytes=2**20)
+
+    def temporaries(loss):
+        compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*HEAD).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    bare = temporaries(loss)
+    for name, policy in POLICIES.items():
+        assert temporaries(jax.checkpoint(loss, policy=policy)) <= 1.1 * bare, name
+
+
+def test_second_derivatives_of_a_head_keep_no_block():
+    """Of the block's logits, and of the gradients that the loop carries, there would be one for every block."""
+
+    def loss(hidden, kernel, labels):
+        return jaxce.linear_cross_entropy(hidden, kernel, labels, recompute=True, block_bytes=2**20)
+
+    def temporaries(function):
+        return jax.jit(function).lower(*HEAD).compile().memory_analysis().temp_size_in_bytes
+
+    def pushed(h, k, y):
+        return jax.jvp(lambda h, k: loss(h, k, y), (h, k), (jnp.ones_like(h), jnp.ones_like(k)))[1]
+
+    def norm(h, k, y):
+        return sum(jnp.vdot(gradient, gradient) for gradient in jax.grad(loss, argnums=(0, 1))(h, k, y))
+
+    logits = 4 * 512 * 8192
+    for function in (pushed, norm):
+        assert temporaries(jax.grad(function, argnums=(0, 1))) < logits
+
+
 CHILD = """
 import jax
 import jax.numpy as jnp
