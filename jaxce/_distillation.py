@@ -5,14 +5,16 @@ from typing import Any, NamedTuple, SupportsIndex, Unpack, overload
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxce._arguments import check_reduction, check_temperature
+from jaxce._conventions import silence
 from jaxce._divergence import Heads, Pair, measure_heads, measure_pairs
 from jaxce._eager import one_program
 from jaxce._formula import reduce_formula
-from jaxce._inputs import OnMesh, check_reduction, check_teacher, check_temperature
+from jaxce._inputs import OnMesh, check_teacher
 from jaxce._logits import LinearLogits
 from jaxce._mesh import vary_rule
 from jaxce._reduction import MeanParts
-from jaxce._rows import Rows, silence
+from jaxce._rows import Rows
 from jaxce._types import (
     AxisName,
     DistillationOptions,

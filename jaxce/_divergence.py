@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from jaxce._autodiff import rule
+from jaxce._conventions import accumulator, silence, without_padding
 from jaxce._head import (
     add_block,
     block_of,
@@ -27,10 +28,10 @@ from jaxce._head import (
     rounded,
     soften,
 )
-from jaxce._logits import LinearLogits, accumulator
+from jaxce._logits import LinearLogits
 from jaxce._mesh import Classes, vary, varying
-from jaxce._rows import silence
-from jaxce._rule import apart, over_rows, row_maximum, without_padding
+from jaxce._rule import over_rows, row_maximum
+from jaxce._xla import apart
 
 _Class = Float[Array, " classes"]
 _Number = Float[Array, "*any"]

@@ -7,22 +7,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxce._arguments import check_broadcast, check_reduction, check_scalar, present
 from jaxce._checks import report_elements
+from jaxce._conventions import accumulator, silence
 from jaxce._eager import one_program
-from jaxce._inputs import ElementInputs, check_broadcast, check_elements, check_reduction, check_scalar, present
-from jaxce._logits import accumulator
+from jaxce._inputs import ElementInputs, check_elements
 from jaxce._reduction import MeanParts, reduce_rows
-from jaxce._rows import silence
 from jaxce._split import aligned
-from jaxce._types import (
-    ElementMask,
-    Elements,
-    Reduction,
-    RowOptions,
-    Scalar,
-    ToArray,
-    ToParts,
-)
+from jaxce._types import ElementMask, Elements, Reduction, RowOptions, Scalar, ToArray, ToParts
 
 _core = partial(jax.jit, static_argnames="reduction", inline=True)
 

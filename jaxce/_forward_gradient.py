@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
+from jaxce._conventions import accumulator
 from jaxce._head import cut, finish, head_gradient, over_blocks, project, put
-from jaxce._logits import LinearLogits, accumulator
+from jaxce._logits import LinearLogits
 from jaxce._mesh import over_axes, vary, varying
 from jaxce._rows import Rows
 

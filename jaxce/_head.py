@@ -16,11 +16,12 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Integer
 
 from jaxce._autodiff import rule
-from jaxce._logits import LinearLogits, accumulator
+from jaxce._conventions import accumulator, silence
+from jaxce._logits import LinearLogits
 from jaxce._mesh import Classes, vary, varying
-from jaxce._rows import silence
 from jaxce._rule import ROW_AXES, Numbers, Row, numbers_of, row_maximum, slice_gradient, slice_row, sum_rows
 from jaxce._slice import empty, merge, merge_devices
+from jaxce._xla import keep
 
 _PerRow = Float[Array, " rows"]
 _PerClass = Float[Array, " classes"]
@@ -155,7 +156,7 @@ def over_blocks(
         )
     if rest:
         # The barrier keeps XLA from turning the last slice into a padded array, a copy of the whole.
-        carry = step(carry, lax.optimization_barrier(jnp.asarray(whole * size, jnp.int32)), rest)
+        carry = step(carry, keep(jnp.asarray(whole * size, jnp.int32)), rest)
     return carry
 
 
@@ -198,7 +199,7 @@ def add_block(gradient: Any, block: Any, start: Any) -> Any:
         return put(gradient, block, start)
     return replace(
         gradient,
-        hidden=gradient.hidden + block.hidden.astype(gradient.hidden.dtype),
+        hidden=_add(gradient.hidden, block.hidden),
         kernel=put(gradient.kernel, block.kernel, start),
         bias=put(gradient.bias, block.bias, start),
         softcap=_add(gradient.softcap, block.softcap),
@@ -293,7 +294,7 @@ def put(array: Any, block: Any, start: Any, axis: int = -1) -> Any:
 
 
 def _add(total: Any, term: Any) -> Any:
-    return None if total is None else total + term
+    return None if total is None else total + term.astype(total.dtype)
 
 
 def _row(rows: HeadRows, logits: Float[Array, "rows classes"], maximum: _PerRow) -> Row:

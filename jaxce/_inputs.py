@@ -5,18 +5,31 @@ comes out is a pytree that the jitted half of a loss takes.
 """
 
 import math
-import operator
-import reprlib
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple, SupportsIndex, get_args
+from typing import Any, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from jaxce._logits import LinearLogits, accumulator
+from jaxce._arguments import (
+    as_array,
+    check_axis,
+    check_floating,
+    check_integer,
+    check_real,
+    check_scalar,
+    check_shape,
+    check_temperature,
+    check_weights_and_mask,
+    dtype_in_jax,
+    shown,
+    squeeze_hint,
+)
+from jaxce._conventions import accumulator
+from jaxce._logits import LinearLogits
 from jaxce._mesh import Classes
 from jaxce._split import (
     UNSPLIT,
@@ -29,7 +42,6 @@ from jaxce._split import (
     find_split,
     slice_hint,
 )
-from jaxce._types import Reduction
 
 
 @partial(
@@ -171,7 +183,7 @@ def check_classes(
     if ignore_index is not None:
         ignore_index = _check_ignore_index(ignore_index, targets, rows)
     if class_weights is not None:
-        class_weights = _check_real("class_weights", class_weights)
+        class_weights = check_real("class_weights", class_weights)
         if class_weights.shape != (size,):
             raise ValueError(
                 f"`class_weights` must have shape ({size},), one weight for each class along axis {axis} of "
@@ -310,15 +322,10 @@ def _check_logits(name: str, logits: Any, axis: Any, prefix: str = "") -> tuple[
     return logits, axis
 
 
-def check_temperature(name: str, temperature: Any) -> Any:
-    """Checks what divides the logits. Its square has no digits in float32 beyond some 1e±19."""
-    return check_scalar(name, temperature, low=1e-9, high=1e9)
-
-
 def _check_class_vector(vector: Any, num_classes: int) -> Any:
     if vector is None:
         return None
-    vector = _check_real("class_vector", vector)
+    vector = check_real("class_vector", vector)
     if vector.shape != (num_classes,):
         raise ValueError(
             f"`class_vector` must have shape ({num_classes},), one number for each class; got {vector.shape}."
@@ -334,7 +341,7 @@ def with_dtype_of(inputs: ClassInputs, array: Any) -> ClassInputs:
 
 def check_costs(costs: Any, num_classes: int) -> Any:
     """Checks the price of every mistake."""
-    costs = _check_real("costs", costs, hint=" Cast them: costs.astype(jnp.float32).")
+    costs = check_real("costs", costs, hint=" Cast them: costs.astype(jnp.float32).")
     if costs.shape != (num_classes, num_classes):
         raise ValueError(
             f"`costs` must have shape ({num_classes}, {num_classes}), a row for each true class and a column for each "
@@ -360,242 +367,17 @@ def check_labels(targets: Any, num_classes: Any, where: Any) -> LabelInputs:
     return LabelInputs(targets, where, num_classes, find_label_split(targets, where))
 
 
-def check_counts(counts: Any) -> Any:
-    """Checks how often the classes occur."""
-    counts = _check_real("counts", counts, hint="")
-    if counts.ndim != 1 or not counts.shape[0]:
-        raise ValueError(f"`counts` must have shape (C,), one number for each class; got {counts.shape}.")
-    if not isinstance(counts, np.ndarray):
-        return counts
-    is_count = np.isfinite(counts) & (counts >= 0)
-    if not is_count.all():
-        position = int(np.argmin(is_count))
-        raise ValueError(f"`counts` must be finite and ≥ 0; got {counts[position]:g} for class {position}.")
-    return counts
-
-
-def check_log_beta(beta: Any) -> Any:
-    """Checks the β of effective numbers. Its log has the digits of a Python number that float32 near 1 has not."""
-    beta = check_scalar("beta", beta, low=0, high=1, open_high=True)
-    above_0 = 1e-30  # lost in any other β; of 0 the log would be −inf, and without a derivative
-    if isinstance(beta, np.ndarray):
-        return np.log(beta + above_0)
-    log_beta = jnp.log(beta.astype(accumulator(beta)) + above_0)
-    return jnp.where(log_beta < 0, log_beta, jnp.nan)
-
-
 def check_elements(name: str, values: Any, targets: Any, weights: Any, where: Any) -> ElementInputs:
     """Checks the arguments of an elementwise loss: everything has the shape of `values`."""
     values = check_floating(name, values)
     targets = as_array("targets", targets)
-    _check_shape("targets", targets, f"`{name}`", values.shape)
+    check_shape("targets", targets, f"`{name}`", values.shape)
     if not jnp.issubdtype(targets.dtype, jnp.floating):
         raise TypeError(
             f"`targets` must have a floating dtype; got {targets.dtype}. Cast them: targets.astype(jnp.float32)."
         )
     weights, where = check_weights_and_mask(weights, where, values.shape)
     return ElementInputs(values, targets, weights, where, name)
-
-
-def check_weights_and_mask(
-    weights: Any, where: Any, shape: tuple[int, ...], holder: str = "the losses"
-) -> tuple[Any, Any]:
-    """Checks row weights and mask against the shape of the losses, or what else `holder` is."""
-    if weights is not None:
-        weights = _check_real("weights", weights)
-        if not jnp.issubdtype(weights.dtype, jnp.floating):
-            raise TypeError(
-                f"`weights` must have a floating dtype, a factor for each loss; got {weights.dtype}. Cast them if "
-                "that is what they are: weights.astype(jnp.float32). Of ids of segments make a mask: where=ids != 0."
-            )
-        _check_shape("weights", weights, holder, shape)
-    if where is not None:
-        where = as_array("where", where)
-        if where.dtype != np.bool_:
-            raise TypeError(
-                f"`where` must be boolean; got {where.dtype}. Of a mask that is 0 where nothing counts, pass "
-                "where=mask != 0."
-            )
-        _check_shape("where", where, holder, shape)
-    return weights, where
-
-
-def check_broadcast(name: str, value: Any, shape: tuple[int, ...]) -> Any:
-    """Checks factors of the elements: they may be stretched to the elements' shape, but never stretch it."""
-    if value is None:
-        return None
-    if isinstance(value, int | float | np.floating):
-        return check_scalar(name, value)
-    value = _check_real(name, value)
-    lengths = zip(reversed(value.shape), reversed(shape), strict=False)
-    if value.ndim > len(shape) or not all(length in (1, wanted) for length, wanted in lengths):
-        raise ValueError(
-            f"`{name}` must be a scalar, or broadcast to the shape of `logits`, {shape}; got {value.shape}. One number "
-            "for each output is a vector of the last axis' length."
-        )
-    return value
-
-
-def check_reduction(reduction: str) -> None:
-    """Checks the name of a reduction."""
-    check_name("reduction", reduction, Reduction)
-
-
-def check_name(argument: str, value: Any, literal: Any) -> None:
-    """Checks that a choice is one of a `Literal`."""
-    names = get_args(literal)
-    if not isinstance(value, str) or value not in names:
-        listed = ", ".join(repr(name) for name in names[:-1])
-        raise ValueError(f"`{argument}` must be {listed} or {names[-1]!r}; got {shown(value)}.")
-
-
-def check_scalar(
-    name: str,
-    value: Any,
-    *,
-    low: float = -np.inf,
-    high: float = np.inf,
-    open_low: bool = False,
-    open_high: bool = False,
-) -> Any:
-    """Checks a scalar setting: its shape always, its value where it is a Python or NumPy number.
-
-    Such a number comes out as a float64, within the range of JAX's widest float. No interval has an infinite end in it.
-    """
-    is_number = isinstance(value, int | float | np.floating) and not isinstance(value, bool)
-    try:
-        array = np.asarray(float(value)) if is_number else as_array(name, value)
-    except TypeError:
-        raise TypeError(f"`{name}` must be a number; got {shown(value)}.") from None
-    except OverflowError:  # of an integer
-        array = np.asarray(np.inf if value > 0 else -np.inf)
-    if array.shape != ():
-        raise ValueError(f"`{name}` must be a scalar; got shape {array.shape}.")
-    if not _is_real(array.dtype):
-        raise TypeError(f"`{name}` must be a number; got {array.dtype}.")
-    if not isinstance(array, np.ndarray):
-        return array
-    number, dtype = array.astype(np.float64), jnp.result_type(float)
-    limits = jnp.finfo(dtype)
-    above = low < number if open_low or low == -np.inf else low <= number
-    below = number < high if open_high or high == np.inf else number <= high
-    vanishes = open_low and low < number < low + limits.tiny
-    if not (above and below) or vanishes:
-        left, right = "(" if open_low or low == -np.inf else "[", ")" if open_high or high == np.inf else "]"
-        hint = f", which is {low:g} in {dtype}" if vanishes else ""
-        came = shown(value) if isinstance(value, int) else array
-        raise ValueError(f"`{name}` must be in {left}{low:g}, {high:g}{right}; got {came}{hint}.")
-    return np.asarray(np.clip(number, limits.min, limits.max))
-
-
-def present(value: Any) -> Any:
-    """The setting, or None where it is a plain 0 and its term need not be computed."""
-    return None if isinstance(value, np.ndarray) and not value else value
-
-
-def as_array(name: str, value: Any) -> Any:
-    """A JAX or NumPy array as it is, a NumPy scalar or Python integer as an array; anything else is an error."""
-    if isinstance(value, jax.Array):
-        return value
-    if hasattr(value, "__jax_array__"):  # a Flax variable
-        return value.__jax_array__()
-    if isinstance(value, int | np.generic | np.ndarray):
-        return _as_jax_reads_it(name, value)
-    if isinstance(value, LinearLogits):
-        raise TypeError(
-            f"`{name}` must be an array here; got LinearLogits, which nobody holds. `cross_entropy`, `focal_loss`, "
-            "`poly_loss`, `distillation_loss` and `summarize` take them as logits. Elsewhere pass hidden @ kernel."
-        )
-    kind = type(value)
-    raise TypeError(
-        f"`{name}` must be a jax.Array or a NumPy array; got {kind.__module__}.{kind.__qualname__}. "
-        f"Wrap it: jnp.asarray({name})."
-    )
-
-
-def _as_jax_reads_it(name: str, value: Any) -> np.ndarray:
-    """NumPy's array in the byte order of the machine; an error where JAX has nothing that means the same."""
-    if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(
-            f"`{name}` must be an array without a mask of its own, which would be lost. Pass {name}.data, and the rows "
-            f"that count as a boolean `where`."
-        )
-    array = np.asarray(value)
-    if array.dtype.kind in "mM" or array.dtype.char == "g":  # times, which NumPy counts among integers; long doubles
-        wanted = "np.int64" if array.dtype.kind in "mM" else "np.float64"
-        raise TypeError(
-            f"`{name}` must have a dtype that JAX has; got {array.dtype}. Cast them: {name}.astype({wanted})."
-        )
-    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
-
-
-def unwrapped(array: Any) -> Any:
-    """NumPy integers that JAX would cut to 32 bits as floats instead."""
-    is_wide = isinstance(array, np.ndarray) and array.dtype.kind in "iu" and _dtype_in_jax(array) != array.dtype
-    return array.astype(np.float32) if is_wide else array
-
-
-def _dtype_in_jax(array: np.ndarray) -> np.dtype:
-    """What `jit` makes of a NumPy array's dtype: without x64, 32 bits of 64."""
-    return np.dtype(jax.dtypes.canonicalize_dtype(array.dtype))
-
-
-def shown(value: Any) -> str:
-    """A wrong argument for an error's text, which must stay short."""
-    if hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, np.generic):
-        return f"an array of shape {value.shape} and dtype {value.dtype}"
-    return reprlib.repr(value)
-
-
-def check_floating(name: str, value: Any) -> Any:
-    value = as_array(name, value)
-    if not jnp.issubdtype(value.dtype, jnp.floating):
-        raise TypeError(
-            f"`{name}` must have a floating dtype; got {value.dtype}. Cast them: {name}.astype(jnp.float32)."
-        )
-    return value
-
-
-def _check_real(name: str, value: Any, *, hint: str = " A mask of rows goes into `where`.") -> Any:
-    value = as_array(name, value)
-    if not _is_real(value.dtype):
-        raise TypeError(f"`{name}` must hold real numbers; got {value.dtype}.{hint}")
-    return unwrapped(value)
-
-
-def _is_real(dtype: Any) -> bool:
-    return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
-
-
-def check_integer(name: str, value: Any) -> int:
-    """Checks a setting that is part of the program."""
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        return operator.index(value)
-    except TypeError:  # a traced array is a TypeError too
-        raise TypeError(
-            f"`{name}` must be a Python int, known when the function is traced; got {shown(value)}."
-        ) from None
-
-
-def check_power(p: Any) -> int:
-    """Checks the power of a hinge."""
-    p = check_integer("p", p)
-    if p not in (1, 2):
-        raise ValueError(f"`p` must be 1 or 2; got {p}.")
-    return p
-
-
-def check_axis(axis: Any, name: str, shape: tuple[int, ...]) -> int:
-    axis = check_integer("axis", axis)
-    if not shape:
-        raise ValueError(f"`{name}` must have a class axis; got shape ().")
-    if not -len(shape) <= axis < len(shape):
-        raise ValueError(
-            f"`axis` must be in [{-len(shape)}, {len(shape)}) for `{name}` of shape {shape}; got {shown(axis)}."
-        )
-    return axis % len(shape)
 
 
 def holds(labels: Any, ignore_index: int) -> bool:
@@ -630,7 +412,7 @@ def _narrowed(targets: Any, ignore_index: int | None) -> tuple[Any, int | None]:
     """
     if not isinstance(targets, np.ndarray) or targets.dtype.kind not in "iu":
         return targets, ignore_index
-    dtype = _dtype_in_jax(targets)
+    dtype = dtype_in_jax(targets)
     limits = np.iinfo(dtype)
     if dtype == targets.dtype:
         return targets, ignore_index
@@ -687,7 +469,7 @@ def _check_target_shape(
     shape = targets.shape
     if shape == (rows if jnp.issubdtype(targets.dtype, jnp.integer) else logits_shape):
         return
-    hint = _squeeze_hint("targets", shape, rows)
+    hint = squeeze_hint("targets", shape, rows)
     if not hint:
         without = [logits_shape[:i] + logits_shape[i + 1 :] for i in range(len(logits_shape))]
         if shape in without:
@@ -699,22 +481,6 @@ def _check_target_shape(
         f"`targets` must have shape {rows} for class indices or {logits_shape} for probabilities, with `{name}` of "
         f"shape {logits_shape} and class axis {axis}; got {shape}.{hint}"
     )
-
-
-def _squeeze_hint(name: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> str:
-    if shape == (*wanted, 1):
-        return f" Drop the last axis: {name}.squeeze(-1)."
-    if wanted == (*shape, 1):
-        return f" Add an axis: {name}[..., None]."
-    return ""
-
-
-def _check_shape(name: str, value: Any, holder: str, shape: tuple[int, ...]) -> None:
-    if value.shape != shape:
-        raise ValueError(
-            f"`{name}` must have the shape of {holder}, {shape}; got {value.shape}. Nothing is broadcast."
-            f"{_squeeze_hint(name, value.shape, shape)}"
-        )
 
 
 def _check_label_values(targets: Any, num_classes: int, where: Any, ignore_index: int | None) -> None:

@@ -5,8 +5,8 @@ from functools import partial
 from typing import Any, SupportsIndex
 
 import jax
-import jax.numpy as jnp
 
+from jaxce._conventions import accumulator
 from jaxce._types import ClassVector, Hidden, Kernel, Scalar
 
 
@@ -87,9 +87,3 @@ class LinearLogits:
     def dtype(self) -> Any:
         """The dtype of the logits: float32, or float64 where hidden, kernel or bias have it."""
         return accumulator(self.hidden, self.kernel, self.bias)
-
-
-def accumulator(*arrays: Any) -> Any:
-    """The dtype of the arithmetic: float64 where any input has it, else float32."""
-    is_double = any(array is not None and jnp.result_type(array.dtype) == jnp.float64 for array in arrays)
-    return jnp.float64 if is_double else jnp.float32

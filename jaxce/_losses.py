@@ -8,9 +8,10 @@ from typing import Any, NamedTuple, SupportsIndex, Unpack, overload
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxce._arguments import check_reduction, check_scalar, present
 from jaxce._eager import one_program
 from jaxce._formula import reduce_formula
-from jaxce._inputs import OnMesh, check_classes, check_reduction, check_scalar, present
+from jaxce._inputs import OnMesh, check_classes
 from jaxce._logits import LinearLogits
 from jaxce._reduction import MeanParts
 from jaxce._rows import Rows

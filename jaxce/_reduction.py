@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxce._arguments import check_floating, check_reduction, check_weights_and_mask
 from jaxce._checks import report_losses
+from jaxce._conventions import accumulator, silence
 from jaxce._eager import one_program
-from jaxce._inputs import ElementInputs, check_floating, check_reduction, check_weights_and_mask
-from jaxce._logits import accumulator
+from jaxce._inputs import ElementInputs
 from jaxce._mesh import over_axes
-from jaxce._rows import silence
 from jaxce._split import aligned, check_rows_vary, find_row_split
 from jaxce._types import (
     ElementMask,

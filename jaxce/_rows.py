@@ -14,8 +14,9 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from jaxce._checks import read_labels, report_classes
+from jaxce._conventions import accumulator, silence
 from jaxce._inputs import ClassInputs
-from jaxce._logits import LinearLogits, accumulator
+from jaxce._logits import LinearLogits
 from jaxce._mesh import Classes
 from jaxce._split import check_same, enter, over_devices
 from jaxce._types import MaskPerRow, PerRow
@@ -149,24 +150,3 @@ def _one_axis_of_rows(rows: Rows) -> Rows:
         valid=flatten(rows.valid),
         weights=flatten(rows.weights),
     )
-
-
-def silence(counts: Any, values: Any) -> Any:
-    """Zero, in value and every derivative, where rows do not count; both may be None.
-
-    `values` may have axes beyond those of the rows.
-    """
-    if counts is None or values is None:
-        return values
-    counts = jnp.expand_dims(counts, range(counts.ndim, values.ndim))
-    return jnp.where(counts, values, jnp.zeros_like(values))
-
-
-def loud(valid: Any, values: Any) -> Any:
-    """NaN, in value and every derivative, where a label is wrong.
-
-    A factor and not a `where`: it has to be linear in the tangent, or forward mode would lose the NaN.
-    """
-    if valid is None:
-        return values
-    return values * jnp.where(valid, jnp.ones((), values.dtype), jnp.full((), jnp.nan, values.dtype))

@@ -14,13 +14,13 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Integer
 
 from jaxce._autodiff import rule
+from jaxce._conventions import silence, without_padding
 from jaxce._mesh import Classes
-from jaxce._rows import silence
 from jaxce._slice import Moment, Slice, merge_devices
+from jaxce._xla import add_at, apart, keep, sum_alone, zero_at
 
 _Class = Float[Array, " classes"]
 _Number = Float[Array, ""]
-_Any = Float[Array, "*any"]
 
 #     z   the logits                          m   max z, a constant to every derivative
 #     t   the target: one-hot of y, or v q    T   Σ_c t_c  (1 for a label)
@@ -129,7 +129,7 @@ def _backward(rows: Row, numbers: Numbers, cotangents: Numbers) -> Row:
     logits = rows.logits
     if not shares_exp:
         # Without the barriers XLA:CPU would share with the forward pass, and for that write out, a float32 exp.
-        logits, sum_less_1, maximum = lax.optimization_barrier((logits, numbers.sum_less_1, numbers.maximum))
+        logits, sum_less_1, maximum = keep((logits, numbers.sum_less_1, numbers.maximum))
         numbers = numbers._replace(sum_less_1=sum_less_1, maximum=maximum)
     of_row = partial(slice_gradient, shares_exp=shares_exp)
     gradient = over_rows(of_row, rows.logits.ndim - 1, (ROW_AXES, 0, 0))(
@@ -167,7 +167,7 @@ def slice_gradient(row: Row, numbers: Numbers, cotangents: Any, *, shares_exp: b
 
     e = jnp.exp(z - maximum)
     if row.has_label:
-        e = _without_label(e, row.target, shares_exp=shares_exp)
+        e = zero_at(e, row.target, shares_exp=shares_exp)
     p = _softmax(e, sum_less_1)
 
     def by_logits(mass, total, e):
@@ -202,7 +202,7 @@ def slice_gradient(row: Row, numbers: Numbers, cotangents: Any, *, shares_exp: b
             u = _at_label(row.class_vector, row.target)
             # What the sum over classes that leaves the label out has put there is taken back.
             d_on_label += d_spread * (by_logits(u, vector_mass, e) + u)
-        d_logits = _add_at_label(d_logits, row.target, d_on_label, is_final=row.logits.dtype == dtype)
+        d_logits = add_at(d_logits, row.target, d_on_label, is_final=row.logits.dtype == dtype)
     return row._replace(
         logits=d_logits,
         target=d_target,
@@ -212,38 +212,6 @@ def slice_gradient(row: Row, numbers: Numbers, cotangents: Any, *, shares_exp: b
         maximum=None,
         real=None,
     )
-
-
-def _without_label(values: _Class, label: Integer[Array, ""], *, shares_exp: bool) -> _Class:
-    """`values` with 0 at the label's class, if it is one of them."""
-
-    def select(values, label):
-        return jnp.where(_is_label(values, label), 0, values)
-
-    def scatter(values, label):
-        return values.at[label].set(0, mode="drop", wrap_negative_indices=False)
-
-    # XLA:CPU writes out what it scatters into, and so shares it.
-    return lax.platform_dependent(values, label, cpu=scatter, default=select) if shares_exp else select(values, label)
-
-
-def _add_at_label(values: _Class, label: Integer[Array, ""], number: _Number, *, is_final: bool) -> _Class:
-    """`values` with a number added at the label's class, if it is one of them; `is_final` if nothing is done to it."""
-
-    def select(values, label, number):
-        return values + jnp.where(_is_label(values, label), number, 0)
-
-    def scatter(values, label, number):
-        return values.at[label].add(number, mode="drop", wrap_negative_indices=False)
-
-    # Accelerators fuse the comparison into what comes next. XLA:CPU's loop takes longer with one in it.
-    if not is_final:
-        return select(values, label, number)
-    return lax.platform_dependent(values, label, number, cpu=scatter, default=select)
-
-
-def _is_label(values: _Class, label: Integer[Array, ""]) -> Bool[Array, " classes"]:
-    return jnp.arange(values.shape[0], dtype=label.dtype) == label
 
 
 def _at_label(values: _Class, label: Integer[Array, ""]) -> Any:
@@ -268,7 +236,7 @@ def row_maximum(logits: Array, dtype: Any, real: Any = None) -> Array:
     largest = lax.stop_gradient(jnp.max(without_padding(logits, real, -jnp.inf), axis=-1))
     maximum = jnp.maximum(largest.astype(dtype), jnp.finfo(dtype).min)
     # Without the barrier XLA:CPU writes the maximum out for every logit.
-    return lax.optimization_barrier(maximum)
+    return keep(maximum)
 
 
 def slice_row(row: Row, *, shares_exp: bool = False) -> Slice:
@@ -286,27 +254,27 @@ def slice_row(row: Row, *, shares_exp: bool = False) -> Slice:
         here = (row.target >= 0) & (row.target < num_classes)
         if shares_exp:
             e = jnp.exp(silence(row.counts, row.logits) - silence(row.counts, row.maximum))
-            e = _without_label(e, row.target, shares_exp=True)
+            e = zero_at(e, row.target, shares_exp=True)
         else:
             # At most 1, and |c − y| is 0 at the label alone; in integers where float32 may have no more.
             number = dtype if isinstance(num_classes, int) and num_classes <= 2**24 else row.target.dtype
             from_label = jnp.abs(jnp.arange(num_classes, dtype=number) - row.target.astype(number))
             e = jnp.minimum(_exp(copies[0]), from_label.astype(dtype))
         # The barrier keeps XLA:CPU from widening all logits for the sake of one.
-        logit = _at_label(lax.optimization_barrier(row.logits), row.target)
+        logit = _at_label(keep(row.logits), row.target)
         lead = jnp.maximum(row.maximum - logit.astype(dtype), 0)
-        sum_less_1 = _sum(e) + jnp.where(here, jnp.expm1(-lead), -1)
+        sum_less_1 = sum_alone(e) + jnp.where(here, jnp.expm1(-lead), -1)
         target_moment = Moment(jnp.where(here, lead, 0), here.astype(dtype))
     else:
         # x − ⌊x⌋ is x below the maximum and 0 at it: with one maximum, its sum is what is left of the others. There
         # may be several, or none where a logit that is computed anew is not the maximum to the last bit.
-        total, e = _sum(_exp(copies[0])), _exp(copies[1])
-        below = _sum(e - jnp.floor(e))
+        total, e = sum_alone(_exp(copies[0])), _exp(copies[1])
+        below = sum_alone(e - jnp.floor(e))
         sum_less_1 = jnp.where((total - 1.5 < below) & (below < total - 0.5), below, total - 1)
         excess = _excess(_effective_target(copies[2], dtype), copies[2], zeros[2])
-        target_moment = Moment(excess, _sum(_effective_target(copies[3], dtype) + zeros[3]))
+        target_moment = Moment(excess, sum_alone(_effective_target(copies[3], dtype) + zeros[3]))
     u = copies[-1].class_vector
-    vector_moment = None if u is None else Moment(_excess(u, copies[-1], zeros[-1]), _sum(u))
+    vector_moment = None if u is None else Moment(_excess(u, copies[-1], zeros[-1]), sum_alone(u))
     return Slice(row.maximum, sum_less_1, target_moment, vector_moment)
 
 
@@ -316,45 +284,18 @@ def _copies(row: Row, count: int) -> tuple[list[Row], list[_Number]]:
     return list(rows), list(zeros)
 
 
-def apart(values: Any, count: int) -> list[Any]:
-    """The values for one sum after another: XLA:CPU would write out, for every class, what two sums share."""
-
-    def barred(values):
-        copies = [values]
-        for _ in range(count - 1):
-            copies.append(lax.optimization_barrier(copies[-1]))
-        return copies
-
-    if count == 1:
-        return [values]
-    return lax.platform_dependent(values, cpu=barred, default=lambda values: [values] * count)
-
-
-def _sum(values: _Class) -> _Number:
-    """The sum in a loop that ends with it: XLA:CPU would sum over rows in the same one, and write out what it sums."""
-    total = jnp.sum(values)
-    return jnp.where(jnp.isnan(total), jnp.nan, total)  # a selection ends the loop
-
-
 def _excess(mass: _Class, row: Row, zero: _Number) -> _Number:
     """Σ mass (maximum − z) with 0 · inf = 0, by arithmetic: where there is mass, the bound of the distance is inf.
 
     Without the zero, the sum would be a matrix product to XLA:CPU, for which it copies the factors.
     """
-    large = lax.optimization_barrier(jnp.asarray(jnp.finfo(mass.dtype).max, mass.dtype))
+    large = keep(jnp.asarray(jnp.finfo(mass.dtype).max, mass.dtype))
     distance = jnp.minimum(row.maximum - row.logits.astype(mass.dtype), jnp.abs(mass) * large * large)
-    return _sum(mass * distance + zero)
+    return sum_alone(mass * distance + zero)
 
 
 def _exp(row: Row) -> _Class:
     return jnp.exp(row.logits.astype(row.maximum.dtype) - row.maximum)
-
-
-def without_padding(values: Array, real: Any, otherwise: float | int) -> Array:
-    """The values along the last axis, with something else in place of padding."""
-    if real is None:
-        return values
-    return jnp.where(jnp.arange(values.shape[-1], dtype=jnp.int32) < real, values, jnp.asarray(otherwise, values.dtype))
 
 
 def _real(row: Row) -> Row:

@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxce._arguments import check_power, check_reduction, check_scalar
+from jaxce._conventions import loud, silence
 from jaxce._eager import one_program
-from jaxce._inputs import check_classes, check_power, check_reduction, check_scalar
+from jaxce._inputs import check_classes
 from jaxce._reduction import MeanParts, reduce_rows
-from jaxce._rows import at_label, loud, on_slices, read_classes, silence
+from jaxce._rows import at_label, on_slices, read_classes
 from jaxce._types import (
     ClassVector,
     Labels,

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from jaxce._conventions import times
 from jaxce._mesh import Classes
 
 _Number = Float[Array, "*any"]
@@ -76,11 +77,6 @@ def merge_devices(part: Slice, classes: Classes) -> Slice:
     moments = [None if moment is None else moment.shifted(gap) for moment in (part.target, part.vector)]
     others, tops, (target, vector) = classes.sum((others, is_top.astype(gap.dtype), moments))
     return Slice(maximum, others + (tops - 1), target, vector)
-
-
-def times(mass: Any, distance: Any) -> Any:
-    """The product with 0 · inf = 0: a class without mass adds nothing, however far it is."""
-    return jnp.where(mass == 0, 0, mass * distance)
 
 
 def softmax(logits: Array, classes: Classes) -> Array:

@@ -6,23 +6,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxce._conventions import accumulator, loud, silence, without_padding
 from jaxce._eager import one_program
 from jaxce._head import HeadRows, measure_head
 from jaxce._inputs import OnMesh, check_classes
-from jaxce._logits import LinearLogits, accumulator
+from jaxce._logits import LinearLogits
 from jaxce._mesh import vary_rule
-from jaxce._rows import Rows, loud, on_slices, read_classes, silence
-from jaxce._rule import Row, measure, row_maximum, without_padding
-from jaxce._types import (
-    AxisName,
-    ClassVector,
-    Distributions,
-    Labels,
-    Logits,
-    PerRow,
-    RowAxisNames,
-    RowMask,
-)
+from jaxce._rows import Rows, on_slices, read_classes
+from jaxce._rule import Row, measure, row_maximum
+from jaxce._types import AxisName, ClassVector, Distributions, Labels, Logits, PerRow, RowAxisNames, RowMask
 
 _Class = Float[Array, " classes"]
 

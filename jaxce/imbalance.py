@@ -13,25 +13,15 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
+from jaxce._arguments import check_counts, check_log_beta, check_name, check_reduction, check_scalar
 from jaxce._checks import report_labels, widen
+from jaxce._conventions import accumulator, loud, silence
 from jaxce._eager import one_program
 from jaxce._formula import reduce_formula
-from jaxce._inputs import (
-    LabelInputs,
-    check_classes,
-    check_costs,
-    check_counts,
-    check_labels,
-    check_log_beta,
-    check_name,
-    check_reduction,
-    check_scalar,
-    with_dtype_of,
-)
-from jaxce._logits import accumulator
+from jaxce._inputs import LabelInputs, check_classes, check_costs, check_labels, with_dtype_of
 from jaxce._mesh import over_axes
 from jaxce._reduction import MeanParts
-from jaxce._rows import Rows, loud, silence
+from jaxce._rows import Rows
 from jaxce._slice import softmax
 from jaxce._split import enter, over_devices, whole
 from jaxce._types import (

@@ -23,24 +23,22 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxce._elementwise import binary_cross_entropy_core, l1_loss_core, mse_loss_core, with_ndim
-from jaxce._formula import reduce_formula
-from jaxce._inputs import (
-    ClassInputs,
+from jaxce._arguments import (
     as_array,
     check_axis,
     check_broadcast,
-    check_classes,
-    check_elements,
     check_floating,
     check_integer,
     check_name,
     check_power,
     check_scalar,
-    holds,
     present,
 )
-from jaxce._logits import LinearLogits, accumulator
+from jaxce._conventions import accumulator
+from jaxce._elementwise import binary_cross_entropy_core, l1_loss_core, mse_loss_core, with_ndim
+from jaxce._formula import reduce_formula
+from jaxce._inputs import ClassInputs, check_classes, check_elements, holds
+from jaxce._logits import LinearLogits
 from jaxce._losses import CrossEntropy
 from jaxce._reduction import reduce_rows
 from jaxce._scores import multi_margin_loss_core, nll_loss_core

@@ -1,0 +1,67 @@
+"""What XLA:CPU has to be told; no mathematics. Elsewhere each of these is what its name says, and no more."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Integer
+
+_Class = Float[Array, " classes"]
+_Number = Float[Array, ""]
+
+
+def keep(values: Any) -> Any:
+    """The values, which nothing sees through: what makes them is not merged with what reads them."""
+    return lax.optimization_barrier(values)
+
+
+def apart(values: Any, count: int) -> list[Any]:
+    """The values for one sum after another: XLA:CPU would write out, for every class, what two sums share."""
+
+    def barred(values):
+        copies = [values]
+        for _ in range(count - 1):
+            copies.append(keep(copies[-1]))
+        return copies
+
+    if count == 1:
+        return [values]
+    return lax.platform_dependent(values, cpu=barred, default=lambda values: [values] * count)
+
+
+def sum_alone(values: _Class) -> _Number:
+    """The sum in a loop that ends with it: XLA:CPU would sum over rows in the same one, and write out what it sums."""
+    total = jnp.sum(values)
+    return jnp.where(jnp.isnan(total), jnp.nan, total)  # a selection ends the loop
+
+
+def zero_at(values: _Class, label: Integer[Array, ""], *, shares_exp: bool) -> _Class:
+    """`values` with 0 at the label's class, if it is one of them."""
+
+    def select(values, label):
+        return jnp.where(_is_label(values, label), 0, values)
+
+    def scatter(values, label):
+        return values.at[label].set(0, mode="drop", wrap_negative_indices=False)
+
+    # XLA:CPU writes out what it scatters into, and so shares it.
+    return lax.platform_dependent(values, label, cpu=scatter, default=select) if shares_exp else select(values, label)
+
+
+def add_at(values: _Class, label: Integer[Array, ""], number: _Number, *, is_final: bool) -> _Class:
+    """`values` with a number added at the label's class, if it is one of them; `is_final` if nothing is done to it."""
+
+    def select(values, label, number):
+        return values + jnp.where(_is_label(values, label), number, 0)
+
+    def scatter(values, label, number):
+        return values.at[label].add(number, mode="drop", wrap_negative_indices=False)
+
+    # Accelerators fuse the comparison into what comes next. XLA:CPU's loop takes longer with one in it.
+    if not is_final:
+        return select(values, label, number)
+    return lax.platform_dependent(values, label, number, cpu=scatter, default=select)
+
+
+def _is_label(values: _Class, label: Integer[Array, ""]) -> Bool[Array, " classes"]:
+    return jnp.arange(values.shape[0], dtype=label.dtype) == label
