@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax import export
 from jax.experimental import pallas as pl
+from lazy import linear_distillation
 from marks import daily
 from test_derivatives import CASES, all_modes
 
@@ -176,7 +177,7 @@ def _losses(hidden, kernel, labels):
         "made forward": lambda: jaxce.linear_cross_entropy(
             hidden, kernel, labels, recompute=False, block_bytes=8 * C, **how
         ),
-        "distillation": lambda: jaxce.linear_distillation_loss(
+        "distillation": lambda: linear_distillation(
             hidden, kernel, 2 * hidden, kernel, recompute=True, block_bytes=8 * N
         ),
     }
