@@ -283,7 +283,7 @@ class Heads(NamedTuple):
 
     def _held(self, block: Any) -> tuple[Array, Any]:
         if not isinstance(block, LinearLogits):
-            logits = silence(self.counts, without_padding(block.astype(self.dtype), self.real, -jnp.inf))
+            logits = without_padding(silence(self.counts, block.astype(self.dtype)), self.real, -jnp.inf)
             return logits, lambda d_logits: d_logits
 
         def of_products(products, block):

@@ -157,6 +157,45 @@ def test_every_mode_works_and_falls_over_to_recomputing(name, recompute, x64):
     _assert_close(jax.jit(lambda: modes(lambda a: _linear(loss, a, how)))(), expected, 1e-9)
 
 
+@pytest.mark.parametrize("lazy", ["student", "held_student"])
+def test_lazy_logits_beside_held_ones(lazy, x64):
+    """A row that does not count holds garbage on both sides; padding does too where it is held."""
+    held = jnp.asarray(RNG.normal(size=(N, V))).at[2].set(jnp.nan).at[:, -1].set(jnp.inf)
+    hidden, kernel = jnp.asarray(ARRAYS["hidden"]).at[2].set(jnp.inf), jnp.asarray(ARRAYS["kernel"])
+    where = jnp.arange(N) != 2
+
+    def loss(of_head, held, temperature, **options):
+        pair = (of_head, held) if lazy == "student" else (held, of_head)
+        return jaxce.distillation_loss(*pair, temperature=temperature, where=where, num_classes=V - 1, **options)
+
+    def of_rows(f):
+        """The gradients of a sum in which every row has a weight of its own."""
+        weights = jnp.linspace(0.5, 2, N)
+        return jax.value_and_grad(lambda *a: jnp.vdot(weights, f(*a, reduction="none")), (0, 1, 2, 3))
+
+    def dense(hidden, kernel, held, temperature, **options):
+        return loss(jnp.where(where[:, None], hidden, 0) @ kernel / 2, held, temperature, **options)
+
+    def in_blocks(hidden, kernel, held, temperature, recompute=True, **options):
+        how = {"temperature": 2.0, "recompute": recompute, "block_bytes": 3 * 4 * (N if recompute else V)}
+        return loss(jaxce.LinearLogits(hidden, kernel, **how), held, temperature, **options)
+
+    @jax.jit
+    def everything(*arguments):
+        mean, made_forward = (
+            jax.value_and_grad(functools.partial(in_blocks, recompute=recompute), (0, 1, 2, 3))(*arguments)
+            for recompute in (True, False)
+        )
+        expected = jax.value_and_grad(dense, (0, 1, 2, 3))(*arguments)
+        return [mean, made_forward, of_rows(in_blocks)(*arguments)], [expected, expected, of_rows(dense)(*arguments)]
+
+    results, expected = everything(hidden, kernel, held, 1.5)
+    _assert_close(results, expected)
+    for _, gradients in results:
+        assert not gradients[0][2].any()
+        assert not gradients[2][2].any()
+
+
 def test_reductions_shapes_and_summary_agree_with_the_dense_loss(x64):
     hidden = jnp.asarray(RNG.normal(size=(2, 3, D)))
     kernel, labels = jnp.asarray(ARRAYS["kernel"]), jnp.asarray([[1, 2, 3], [0, 1, -1]])
