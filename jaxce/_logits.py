@@ -85,5 +85,5 @@ class LinearLogits:
 
     @property
     def dtype(self) -> Any:
-        """The dtype of the logits: float32, or float64 where hidden, kernel or bias have it."""
+        """The dtype of the logits, which is float64 where hidden, kernel or bias have it, and else float32."""
         return accumulator(self.hidden, self.kernel, self.bias)
