@@ -155,15 +155,16 @@ def test_derivatives_by_some_arguments_under_vmap_of_others_and_cond(x64):
 
 def test_what_stands_still_is_left_out(x64):
     """The derivative by a vector is infinite at a logit of −inf, and 0 · inf is NaN."""
-    logits, vector = jnp.array([0.0, -jnp.inf, 1.0]), jnp.array([0.5, 0.0, 0.5])
+    logits, vector, tangent = jnp.array([0.0, -jnp.inf, 1.0]), jnp.array([0.5, 0.25, 0.5]), jnp.array([1.0, 2.0, -1.0])
 
-    def log_z(logits):
-        return PLAIN(Inputs(logits, jnp.int32(0), vector))["log_z"]
+    def spread(logits):
+        return PLAIN(Inputs(logits, jnp.int32(0), vector))["spread"]
 
-    softmax = jax.nn.softmax(logits)
-    _assert_close(jax.jvp(log_z, (logits,), (jnp.ones(3),))[1], jnp.sum(softmax))
-    _assert_close(jax.grad(log_z)(logits), softmax)
-    _assert_close(jax.hessian(log_z)(logits), jnp.diag(softmax) - jnp.outer(softmax, softmax))
+    softmax, mass = jax.nn.softmax(logits), jnp.sum(vector)
+    gradient = mass * softmax - vector
+    _assert_close(jax.jvp(spread, (logits,), (tangent,))[1], jnp.vdot(gradient, tangent))
+    _assert_close(jax.grad(spread)(logits), gradient)
+    _assert_close(jax.hessian(spread)(logits), mass * (jnp.diag(softmax) - jnp.outer(softmax, softmax)))
 
 
 def _losses(hidden, kernel, labels):
