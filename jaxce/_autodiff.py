@@ -44,10 +44,11 @@ def rule(
     def call(inputs):
         arrays, structure = jax.tree.flatten(inputs)
         arrays = [jnp.asarray(array) for array in arrays]
-        precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+        config: Any = jax.config
+        context = config.jax_default_matmul_precision, config.jax_enable_x64
         op = _Rule(forward, backward, beside or forward, outputs or forward, structure)
-        op = replace(op, outputs=jax.tree.structure(_trace_types(op, (), precision, arrays).out_info))
-        return op.outputs.unflatten(_rule_p.bind(*arrays, op=op, levels=(), precision=precision))
+        op = replace(op, outputs=jax.tree.structure(_trace_types(op, (), context, arrays).out_info))
+        return op.outputs.unflatten(_rule_p.bind(*arrays, op=op, levels=(), context=context))
 
     return call
 
@@ -134,29 +135,30 @@ class _Level:
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _run(op, levels, precision, *arguments):
+def _run(op, levels, context, *arguments):
     function = op.run
     for level in levels:
         function = level.over(function)
-    with jax.default_matmul_precision(precision):  # of the caller, whose context has been left
+    precision, x64 = context  # of the caller, whose own has been left
+    with jax.default_matmul_precision(precision), jax.enable_x64(x64):
         return function(*arguments)
 
 
 def _run_flat(*arguments, **params):
-    return jax.tree.leaves(_run(params["op"], params["levels"], params["precision"], *arguments))
+    return jax.tree.leaves(_run(params["op"], params["levels"], params["context"], *arguments))
 
 
-def _types(*types, op, levels, precision):
+def _types(*types, op, levels, context):
     if isinstance(op, _Derivative) and op.is_push:
         # Reverse mode has no use for push itself, which may be impossible.
         outputs = slice(op.num_inputs, op.fixed)
         if types[outputs] and all(all(level.mapped[outputs]) for level in levels):
             return [of_output.to_tangent_aval() for of_output in types[outputs]]
-    return list(_trace_types(op, levels, precision, types).jaxpr.out_avals)
+    return list(_trace_types(op, levels, context, types).jaxpr.out_avals)
 
 
-def _trace_types(op, levels, precision, types):
-    return _run.trace(replace(op, forward=op.types) if isinstance(op, _Rule) else op, levels, precision, *types)
+def _trace_types(op, levels, context, types):
+    return _run.trace(replace(op, forward=op.types) if isinstance(op, _Rule) else op, levels, context, *types)
 
 
 _rule_p = Primitive("rule")
@@ -166,8 +168,8 @@ _rule_p.def_abstract_eval(_types)
 mlir.register_lowering(_rule_p, mlir.lower_fun(_run_flat, multiple_results=True))
 
 
-def _push(primals, tangents, *, op, levels, precision):
-    bind = partial(_rule_p.bind, precision=precision)
+def _push(primals, tangents, *, op, levels, context):
+    bind = partial(_rule_p.bind, context=context)
     moving = tuple(i for i, tangent in enumerate(tangents) if not isinstance(tangent, ad.Zero))
     if isinstance(op, _Derivative) and moving[0] >= op.fixed:  # it is linear in all that moves
         tangents = map(ad.instantiate_zeros, tangents[op.fixed :])
@@ -181,23 +183,23 @@ def _push(primals, tangents, *, op, levels, precision):
     return outputs, bind(*primals, *kept, *(tangents[i] for i in moving), op=push, levels=levels)
 
 
-def _transpose(cotangents, *arguments, op, levels, precision):
+def _transpose(cotangents, *arguments, op, levels, context):
     fixed = op.fixed
     transposed = replace(op, is_push=not op.is_push)
     levels = tuple(level.transposed(fixed, len(cotangents)) for level in levels)
     cotangents = map(ad.instantiate_zeros, cotangents)
-    results = _rule_p.bind(*arguments[:fixed], *cotangents, op=transposed, levels=levels, precision=precision)
+    results = _rule_p.bind(*arguments[:fixed], *cotangents, op=transposed, levels=levels, context=context)
     # Arguments that are known are zeros, as it is linear in all of them.
     wanted = map(ad.is_undefined_primal, arguments[fixed:])
     return [None] * fixed + [result if is_wanted else None for result, is_wanted in zip(results, wanted, strict=True)]
 
 
-def _batch(arguments, axes, *, op, levels, precision):
+def _batch(arguments, axes, *, op, levels, context):
     arguments = [
         array if axis is None else jnp.moveaxis(array, axis, 0) for array, axis in zip(arguments, axes, strict=True)
     ]
     level = _Level(tuple(axis is not None for axis in axes))
-    results = _rule_p.bind(*arguments, op=op, levels=(*levels, level), precision=precision)
+    results = _rule_p.bind(*arguments, op=op, levels=(*levels, level), context=context)
     return results, [0] * len(results)
 
 

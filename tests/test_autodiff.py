@@ -167,6 +167,20 @@ def test_what_stands_still_is_left_out(x64):
     _assert_close(jax.hessian(spread)(logits), mass * (jnp.diag(softmax) - jnp.outer(softmax, softmax)))
 
 
+def test_float64_of_the_callers_context():
+    """Inside of `jit`, while what lowers the program has float32."""
+    logits, labels = np.asarray(LOGITS, np.float32), np.asarray(LABELS, np.int32)
+
+    @jax.jit
+    def gradient(logits, labels):
+        with jax.enable_x64(True):
+            return jax.grad(lambda z: jaxce.cross_entropy(z, labels))(logits.astype(jnp.float64))
+
+    with jax.enable_x64(True):
+        expected = jax.grad(lambda z: jaxce.cross_entropy(z, labels))(jnp.asarray(logits, jnp.float64))
+    np.testing.assert_allclose(gradient(logits, labels), expected, rtol=1e-14)
+
+
 def _losses(hidden, kernel, labels):
     """By name: a dense loss, and a linear head in both of its ways."""
     how = {"label_smoothing": 0.1, "z_loss": 0.1, "ignore_index": 2}
