@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, SupportsIndex
 
 import jax
+import jax.numpy as jnp
 
 from jaxce._conventions import accumulator
 from jaxce._types import ClassVector, Hidden, Kernel, Scalar
@@ -57,7 +58,7 @@ class LinearLogits:
         >>> print(logits.shape, logits.dtype)
         (4, 1000) float32
         >>> print(f"{jaxce.cross_entropy(logits, jnp.array([0, 1, 2, -1]), ignore_index=-1):.4f}")
-        6.2447
+        6.2448
 
     References:
         - Wijmans et al., Cut Your Losses in Large-Vocabulary Language Models, 2024.
@@ -86,4 +87,4 @@ class LinearLogits:
     @property
     def dtype(self) -> Any:
         """The dtype of the logits, which is float64 where hidden, kernel or bias have it, and else float32."""
-        return accumulator(self.hidden, self.kernel, self.bias)
+        return jnp.dtype(accumulator(self.hidden, self.kernel, self.bias))

@@ -14,14 +14,15 @@ def cross_entropy(logits, targets, class_weights=None, weights=None, label_smoot
     num_classes = logits.shape[-1]
     distance = -jax.nn.log_softmax(logits)
     class_weights = jnp.ones(num_classes) if class_weights is None else class_weights
+    of_classes = jnp.broadcast_to(class_weights, logits.shape)
     target = target_of(targets, num_classes)
     smooth = (1 - label_smoothing) * target + label_smoothing / num_classes
-    losses = jnp.sum(class_weights * smooth * distance, -1)
+    losses = jnp.sum(of_classes * smooth * distance, -1)
     z_weight = jnp.ones(losses.shape)
     if jnp.issubdtype(targets.dtype, jnp.integer):
         z_weight = class_weights[targets]
-        losses = (1 - label_smoothing) * jnp.sum(class_weights * target * distance, -1)
-        losses += label_smoothing / num_classes * jnp.sum(class_weights * distance, -1)
+        losses = (1 - label_smoothing) * jnp.sum(of_classes * target * distance, -1)
+        losses += label_smoothing / num_classes * jnp.sum(of_classes * distance, -1)
     losses += z_loss * z_weight * jax.nn.logsumexp(logits, axis=-1) ** 2
     return losses if weights is None else weights * losses
 
@@ -49,6 +50,7 @@ def poly(logits, labels, epsilon):
 
 def binary(logits, targets, pos_weight=1.0):
     p = 1 / (1 + jnp.exp(-logits))
+    pos_weight = jnp.broadcast_to(pos_weight, logits.shape)
     return -pos_weight * targets * jnp.log(p) - (1 - targets) * jnp.log(1 - p)
 
 

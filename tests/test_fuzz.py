@@ -166,7 +166,9 @@ def _draw_config(number):
     if name in ON_MESH and num_classes > 3 and draw.random() < 0.3:
         static["num_classes"] = num_classes - 3
     if "labels" in names and name not in ("margin", "cost") and draw.random() < 0.5:
-        static["ignore_index"] = draw.choice([-100, -1, 0, num_classes - 1, num_classes, 255])
+        limits = np.iinfo(label_dtype)
+        sentinels = [-100, -1, 0, num_classes - 1, num_classes, 255]
+        static["ignore_index"] = draw.choice([i for i in sentinels if limits.min <= i <= limits.max])
     if name == "margin":
         static["p"] = draw.choice([1, 2])
     if loss.is_linear:

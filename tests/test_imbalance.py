@@ -252,7 +252,7 @@ def test_adjusted_loss_is_cross_entropy_with_the_prior():
     for tau in (1.0, 0.7, 2.0):
         ratios = (prior / prior[labels, None]) ** tau * np.exp(logits - logits[np.arange(6), labels][:, None])
         expected = np.log1p(ratios.sum(-1) - 1)  # the label's own is 1
-        adjusted = logits.astype(np.float32) + imbalance.logit_adjustment(STUDY, tau=tau)
+        adjusted = logits.astype(np.float32) + imbalance.logit_adjustment(STUDY, tau=tau)[None]
         losses = jaxce.cross_entropy(adjusted, labels, reduction="none")
         np.testing.assert_allclose(losses, expected, rtol=2e-6)
     shifted = jaxce.cross_entropy(jnp.asarray(logits + np.log(prior), jnp.float32), labels)

@@ -70,7 +70,7 @@ def _options(names):
 
 
 def _logits(hidden, kernel, bias=None, softcap=None):
-    logits = hidden @ kernel if bias is None else hidden @ kernel + bias
+    logits = hidden @ kernel if bias is None else hidden @ kernel + bias[None]
     return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
 
 

@@ -60,7 +60,7 @@ def test_recipe(name, capsys):
     path = ROOT / "examples" / "recipes" / f"{name}.py"
     for package in re.findall(r"^(?:import|from) (equinox|flax|optax|sklearn)", path.read_text(), re.MULTILINE):
         pytest.importorskip(package)
-    with jax.numpy_dtype_promotion("standard"):
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         runpy.run_path(str(path), run_name="__main__")
     sentence, check = SAYS[name]
     numbers = re.fullmatch(sentence.replace("{}", "([0-9.e+-]+)") + "\n", capsys.readouterr().out)
