@@ -256,7 +256,7 @@ def test_adjusted_loss_is_cross_entropy_with_the_prior():
         losses = jaxce.cross_entropy(adjusted, labels, reduction="none")
         np.testing.assert_allclose(losses, expected, rtol=2e-6)
     shifted = jaxce.cross_entropy(jnp.asarray(logits + np.log(prior), jnp.float32), labels)
-    adjusted = jaxce.cross_entropy(logits.astype(np.float32) + imbalance.logit_adjustment(STUDY), labels)
+    adjusted = jaxce.cross_entropy(logits.astype(np.float32) + imbalance.logit_adjustment(STUDY)[None], labels)
     np.testing.assert_allclose(adjusted, shifted, rtol=1e-6)
 
 

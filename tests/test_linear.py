@@ -262,7 +262,7 @@ def test_edges(recompute, x64):
     how = {"recompute": recompute, "block_bytes": 3 * 4 * (N if recompute else V)}
     _assert_close(
         of_bias(lambda h, k, b, how: jaxce.linear_cross_entropy(h, k, labels, bias=b, **how), how),
-        of_bias(lambda h, k, b, how: jaxce.cross_entropy(h @ k + b, labels, **how), {}),
+        of_bias(lambda h, k, b, how: jaxce.cross_entropy(h @ k + b[None], labels, **how), {}),
     )
     wrong = labels.at[1].set(V)
     gradient = jax.grad(lambda h: jaxce.linear_cross_entropy(h, kernel, wrong, **how))(hidden)
