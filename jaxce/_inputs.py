@@ -419,11 +419,12 @@ def _narrowed(targets: Any, ignore_index: int | None) -> tuple[Any, int | None]:
     fits = (targets >= limits.min) & (targets <= limits.max)
     if fits.all() and (ignore_index is None or limits.min <= ignore_index <= limits.max):
         return targets.astype(dtype), ignore_index
-    ignored, wrong = -1, -2
-    narrowed = np.where((targets >= 0) & (targets <= np.iinfo(np.int32).max), targets, wrong).astype(np.int32)
+    ignored, wrong = np.int32(-1), np.int32(-2)
+    may_be_class = (targets >= 0) & (targets <= np.iinfo(np.int32).max)
+    narrowed = np.where(may_be_class, np.where(may_be_class, targets, 0).astype(np.int32), wrong)
     if ignore_index is None:
         return narrowed, None
-    return np.where(targets == ignore_index, np.int32(ignored), narrowed), ignored
+    return np.where(targets == ignore_index, ignored, narrowed), int(ignored)
 
 
 def _counts_hint(class_weights: Any, rows: tuple[int, ...]) -> str:

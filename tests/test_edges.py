@@ -267,7 +267,7 @@ def test_numpy_labels_that_32_bits_do_not_hold_are_wrong_where_a_device_mask_cou
 @pytest.mark.parametrize("dtype", ["int4", "uint8", "uint16", "uint32", "int32"])
 def test_any_sentinel_that_the_labels_hold_is_ignored(dtype):
     sentinel = int(jnp.iinfo(dtype).max)
-    labels = np.where(np.arange(N) == 2, sentinel, LABELS).astype(jnp.dtype(dtype))
+    labels = np.where(np.arange(N) == 2, sentinel, LABELS.astype(np.int64)).astype(jnp.dtype(dtype))
     expected = jaxce.cross_entropy(LOGITS, LABELS, where=np.arange(N) != 2)
     for array in (labels, jnp.asarray(labels)):
         np.testing.assert_array_equal(jaxce.cross_entropy(LOGITS, array, ignore_index=sentinel), expected)
