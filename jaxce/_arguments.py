@@ -26,12 +26,12 @@ def check_weights_and_mask(
             )
         check_shape("weights", weights, holder, shape)
     if where is not None:
-        where = as_array("where", where)
-        if where.dtype != np.bool_:
+        dtype = getattr(where, "dtype", np.dtype(bool))
+        if dtype != np.bool_:
             raise TypeError(
-                f"`where` must be boolean; got {where.dtype}. Of a mask that is 0 where nothing counts, pass "
-                "where=mask != 0."
+                f"`where` must be boolean; got {dtype}. Of a mask that is 0 where nothing counts, pass where=mask != 0."
             )
+        where = as_array("where", where)
         check_shape("where", where, holder, shape)
     return weights, where
 
@@ -204,7 +204,7 @@ def check_power(p: Any) -> int:
     """Checks the power of a hinge."""
     p = check_integer("p", p)
     if p not in (1, 2):
-        raise ValueError(f"`p` must be 1 or 2; got {p}.")
+        raise ValueError(f"`p` must be 1 or 2; got {shown(p)}.")
     return p
 
 

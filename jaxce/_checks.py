@@ -114,6 +114,8 @@ def report_losses(inputs: ElementInputs) -> None:
 
 def read_labels(labels: Array, counts: Any, inputs: ClassInputs) -> tuple[Array, Any, Array]:
     """Labels of a dtype that no class number overflows, the rows that count, and which of the labels are classes."""
+    if not _is_cut(labels):
+        labels = widen(labels)  # first, as XLA:CPU may compare labels of 2 bits wrongly
     if inputs.ignore_index is not None:
         with _without_cutting(labels):
             kept = labels != np.asarray(inputs.ignore_index, labels.dtype)  # of a Python number JAX would make an int32

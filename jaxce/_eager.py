@@ -18,7 +18,8 @@ def one_program(function: _Function) -> _Function:
     NumPy arrays and Python numbers are looked at on every call.
     """
     names = list(inspect.signature(function).parameters)
-    compiled = jax.jit(function, static_argnames=tuple(_STATIC & {*names}))
+    known = {*names}
+    compiled = jax.jit(function, static_argnames=tuple(_STATIC & known))
 
     @functools.wraps(function)
     def call(*arguments, **options):
@@ -26,23 +27,21 @@ def one_program(function: _Function) -> _Function:
         if get_state() != outside:
             return function(*arguments, **options)
         given = dict(zip(names, arguments, strict=False)) | options
-        return (compiled if _are_on_device(given) else function)(*arguments, **options)
+        is_compiled = given.keys() <= known and _are_on_device(given)
+        return (compiled if is_compiled else function)(*arguments, **options)
 
     return call  # pyright: ignore[reportReturnType]
 
 
 def _are_on_device(given: dict[str, Any]) -> bool:
+    """Whether there is nothing in a call that the door would have to look at again.
+
+    A pytree may hold anything in what is not an array, and is looked at.
+    """
     for name, value in given.items():
-        if name in _STATIC:
-            if not isinstance(value, int | str | None):
-                return False
-        elif not isinstance(value, jax.Array) and not _is_tree_on_device(value):
+        if not isinstance(value, int | str | None if name in _STATIC else jax.Array | None):
             return False
     return True
-
-
-def _is_tree_on_device(value: Any) -> bool:
-    return all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(value))
 
 
 @functools.cache

@@ -214,7 +214,8 @@ def rounded(gradient: Any, head: Any) -> Any:
 
 def _operands(head: Any) -> tuple[Array, Array]:
     hidden, kernel = head.hidden, head.kernel
-    dtype = hidden.dtype if hidden.dtype == kernel.dtype else accumulator(hidden, kernel)
+    is_multiplied = hidden.dtype == kernel.dtype and jnp.finfo(hidden.dtype).bits >= 8  # float4 is by no backend
+    dtype = hidden.dtype if is_multiplied else accumulator(hidden, kernel)
     return hidden.astype(dtype), kernel.astype(dtype)
 
 

@@ -359,8 +359,9 @@ def check_labels(targets: Any, num_classes: Any, where: Any) -> LabelInputs:
             hint = " The mass that distributions give to the classes is targets.sum(axis=0)."
         raise TypeError(f"`targets` must be class indices of an integer dtype; got {targets.dtype}.{hint}")
     num_classes = check_integer("num_classes", num_classes)
-    if num_classes <= 0:
-        raise ValueError(f"`num_classes` must be positive; got {shown(num_classes)}.")
+    most = np.iinfo(np.int32).max
+    if not 0 < num_classes <= most:
+        raise ValueError(f"`num_classes` must be in [1, {most}]; got {shown(num_classes)}.")
     _, where = check_weights_and_mask(None, where, targets.shape, "`targets`")
     _check_label_values(targets, num_classes, where, None)
     targets, _ = _narrowed(targets, None)

@@ -131,6 +131,7 @@ def cross_entropy(
         https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.cross_entropy.html
     """
     how = _check_reduction(reduction, size_average, reduce)
+    ignore_index = check_integer("ignore_index", ignore_index)
     logits, targets = as_array("logits", input), as_array("targets", target)
     is_distribution = jnp.issubdtype(targets.dtype, jnp.floating)
     inputs = check_classes(
@@ -138,7 +139,7 @@ def cross_entropy(
         _without_batch(targets, logits.shape),
         axis=_class_axis(logits),
         class_weights=weight,
-        ignore_index=None if is_distribution and int(ignore_index) < 0 else _held(ignore_index, targets),
+        ignore_index=None if is_distribution and ignore_index < 0 else _held(ignore_index, targets),
     )
     label_smoothing = check_scalar("label_smoothing", label_smoothing, low=0, high=1)
     return reduce_formula(CrossEntropy(present(label_smoothing)), inputs, reduction=how)
@@ -199,20 +200,21 @@ def linear_cross_entropy(
             "`linear_weight` must have shape (C, D), or (C, d1, …, D) with `input` of shape (N, D), with D the last "
             f"axis of `input`; got {kernel.shape} with `input` of shape {hidden.shape}."
         )
-    if ignore_index is None and not jnp.issubdtype(targets.dtype, jnp.floating):
-        ignore_index = -100
-    ignore_index = _held(ignore_index, targets)
+    if ignore_index is None:
+        ignored = None if jnp.issubdtype(targets.dtype, jnp.floating) else _held(-100, targets)
+    else:
+        ignored = _held(check_integer("ignore_index", ignore_index), targets)
     label_smoothing = check_scalar("label_smoothing", label_smoothing, low=0, high=1)
     loss = CrossEntropy(present(label_smoothing))
     if kernel.ndim > 2:
-        inputs, bias = _check_positions(hidden, kernel, linear_bias, targets, weight, ignore_index)
+        inputs, bias = _check_positions(hidden, kernel, linear_bias, targets, weight, ignored)
         arrays = (hidden, kernel, bias, inputs.targets, inputs.class_weights)
         return _over_positions(loss, arrays, ignore_index=inputs.ignore_index, reduction=how)
     inputs = check_classes(
         LinearLogits(hidden, kernel.T, bias=linear_bias),
         _without_batch(targets, (*hidden.shape[:-1], kernel.shape[0])),
         class_weights=weight,
-        ignore_index=ignore_index,
+        ignore_index=ignored,
         may_be_lazy=True,
     )
     return reduce_formula(loss, inputs, reduction=how)
@@ -306,6 +308,7 @@ def nll_loss(
         https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.nll_loss.html
     """
     how = _check_reduction(reduction, size_average, reduce)
+    ignore_index = check_integer("ignore_index", ignore_index)
     log_probs, targets = as_array("log_probs", input), as_array("targets", target)
     inputs = check_classes(
         log_probs,
@@ -676,11 +679,11 @@ def _without_batch(target: Any, logits_shape: tuple[int, ...]) -> Any:
     return target.reshape(()) if is_label and len(logits_shape) == 1 else target
 
 
-def _held(ignore_index: SupportsIndex | None, labels: Any) -> SupportsIndex | None:
+def _held(ignore_index: int | None, labels: Any) -> int | None:
     """None where labels cannot be `ignore_index`, as bytes cannot be PyTorch's −100: then nothing is ignored."""
     if ignore_index is None or not jnp.issubdtype(labels.dtype, jnp.integer):
         return ignore_index
-    return ignore_index if holds(labels, check_integer("ignore_index", ignore_index)) else None
+    return ignore_index if holds(labels, ignore_index) else None
 
 
 def _check_reduction(

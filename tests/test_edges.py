@@ -1,5 +1,7 @@
 """Rows that are masked, empty, infinite or wrong: every one has one answer, and it stays in its row."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import mpmath
@@ -264,6 +266,19 @@ def test_numpy_labels_that_32_bits_do_not_hold_are_wrong_where_a_device_mask_cou
     np.testing.assert_array_equal(jaxce.imbalance.class_counts(labels, C, where=where), [0, 1, 1, 0, 0])
 
 
+@pytest.mark.parametrize("dtype", ["int2", "int4"])
+def test_labels_of_a_few_bits(dtype):
+    """XLA:CPU compares labels of 2 bits with −1 wrongly."""
+    labels = np.array([1, 0, -1, 0, -1, 1, 0, 1])
+    logits = jnp.asarray(np.random.default_rng(4).normal(size=(8, 3)), jnp.float32)
+    for wrap in (lambda f: f, jax.jit):
+        for loss in (jaxce.cross_entropy, jaxce.focal_loss, jaxce.nll_loss):
+            ignored = wrap(functools.partial(loss, ignore_index=-1, reduction="none"))
+            np.testing.assert_array_equal(ignored(logits, jnp.asarray(labels, dtype)), ignored(logits, labels))
+        counts = wrap(lambda y: jaxce.imbalance.class_counts(y, 3, where=labels >= 0))
+        np.testing.assert_array_equal(counts(jnp.asarray(labels, dtype)), [3, 3, 0])
+
+
 @pytest.mark.parametrize("dtype", ["int4", "uint8", "uint16", "uint32", "int32"])
 def test_any_sentinel_that_the_labels_hold_is_ignored(dtype):
     sentinel = int(jnp.iinfo(dtype).max)
@@ -474,6 +489,9 @@ def test_floats_without_an_infinity_or_a_zero(dtype):
         if dtype != "float8_e8m0fnu":  # which has nothing negative, and no 0
             np.testing.assert_array_equal(gradient.astype("f"), wide_gradient.astype(dtype).astype("f"))
     assert jnp.isnan(jaxce.cross_entropy(logits, labels, reduction="none")).tolist() == [False, False, True, False]
+    for kernel in (jnp.ones((C, 7), dtype), jnp.ones((C, 7))):
+        loss = jaxce.linear_cross_entropy(logits, kernel, good)
+        np.testing.assert_allclose(loss, jaxce.cross_entropy(wide @ jnp.ones((C, 7)), good), rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

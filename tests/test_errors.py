@@ -608,7 +608,33 @@ CASES = {
     "counts of no classes": (
         lambda: jaxce.imbalance.class_counts(LABELS, 0),
         ValueError,
-        "`num_classes` must be positive; got 0.",
+        "`num_classes` must be in [1, 2147483647]; got 0.",
+    ),
+    "counts of more classes than labels can name": (
+        lambda: jaxce.imbalance.class_counts(LABELS, 2**31),
+        ValueError,
+        "`num_classes` must be in [1, 2147483647]; got 2147483648.",
+    ),
+    "a long power": (
+        lambda: jaxce.multi_margin_loss(LOGITS, LABELS, p=10**400),
+        ValueError,
+        "`p` must be 1 or 2; got 100000000000000000...0000000000000000000.",
+    ),
+    "where of long doubles": (
+        _ce(LOGITS, LABELS, where=np.ones(8, np.longdouble)),
+        TypeError,
+        f"`where` must be boolean; got {np.dtype(np.longdouble)}. Of a mask that is 0 where nothing counts, pass "
+        "where=mask != 0.",
+    ),
+    "PyTorch's ignore_index that is no integer": (
+        lambda: jaxce.torch.cross_entropy(LOGITS, TARGETS, ignore_index=-1.5),
+        TypeError,
+        "`ignore_index` must be a Python int, known when the function is traced; got -1.5.",
+    ),
+    "an option that is none, with a long number": (
+        lambda: jaxce.summarize(LOGITS, LABELS, ignore=2**40),
+        TypeError,
+        "summarize() got an unexpected keyword argument 'ignore'",
     ),
     "counts of a wrong NumPy label": (
         lambda: jaxce.imbalance.class_counts(np.array([[0, 255]]), 10),
@@ -702,6 +728,25 @@ def test_traced_settings():
         jax.jit(lambda i: jaxce.cross_entropy(LOGITS, LABELS, axis=i))(1)
     with pytest.raises(TypeError, match=r"^`num_classes` must be a Python int, known when the function is traced"):
         jax.jit(lambda i: jaxce.imbalance.class_counts(LABELS, i))(3)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("how", [{"block_bytes": np.array([64, 64])}, {"block_bytes": 64.0}, {"recompute": 1}])
+def test_lazy_logits_are_looked_at_on_every_call(how, is_first):
+    """What a pytree holds beside its arrays is part of the key under which JAX finds a compiled call."""
+    rows = 3 + is_first  # of shapes that no other test has compiled
+    hidden, kernel, labels = jnp.ones((rows, 3)), jnp.ones((3, 6)), jnp.zeros(rows, int)
+
+    def loss(**how):
+        return jaxce.cross_entropy(jaxce.LinearLogits(hidden, kernel, **how), labels)
+
+    if not is_first:
+        loss(block_bytes=64, recompute=True)
+    for _ in range(2):
+        with pytest.raises(TypeError, match=r"^`(block_bytes|recompute)` must be"):
+            loss(**how)
+        np.testing.assert_allclose(loss(), np.log(6), rtol=1e-6)
+        np.testing.assert_allclose(loss(block_bytes=64, recompute=True), np.log(6), rtol=1e-6)
 
 
 def test_numpy_integers_are_integers():
