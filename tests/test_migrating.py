@@ -38,7 +38,7 @@ class Block(NamedTuple):
 @pytest.mark.filterwarnings("ignore:`torch.jit.script`")  # of PyTorch to itself
 def test_page(page, monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
-    with jax.numpy_dtype_promotion("standard"):
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         _run(page, _blocks((DOCS / f"migrating_{page}.md").read_text()), PAGES[page])
 
 

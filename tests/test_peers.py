@@ -92,7 +92,7 @@ def test_values_and_gradients(case, monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     peer = pytest.importorskip(case.loss.split(",")[0])
     by_peer = _by_torch if "torch" in case.loss else _by_jax
-    with jax.numpy_dtype_promotion("standard"):
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         _assert_equal(by_peer(theirs(peer), case.logits, np.asarray(case.targets)), case.give, case.logits.dtype)
     _assert_equal(_by_jax(ours, case.logits, np.asarray(case.targets)), case.right, case.logits.dtype)
 
