@@ -206,7 +206,7 @@ def _gradient_of(name, hidden, kernel, labels):
     return jax.value_and_grad(lambda h, k: _losses(h, k, labels)[name](), argnums=(0, 1))(hidden, kernel)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", daily(LOSSES, ["dense", "distillation"]))
 def test_export(name):
     """Of value and gradient; of a dense loss with sizes that are not known."""
     rows, classes = export.symbolic_shape("n, c") if name == "dense" else (N, C)
@@ -229,10 +229,7 @@ def _transformed(loss, argument):
     return jax.value_and_grad(loss)(argument), jax.jvp(loss, (argument,), (argument,))
 
 
-DENSE_DAILY = ["cross_entropy with options", "distillation_loss", "expected_cost"]
-
-
-@pytest.mark.parametrize("name", [*LOSSES, *daily(CASES, DENSE_DAILY)])
+@pytest.mark.parametrize("name", daily([*LOSSES, *CASES], ["dense", "recomputed", "made forward"]))
 def test_no_tracer_leaks(name):
     if name in CASES:
         case = CASES[name]

@@ -69,7 +69,8 @@ def _derivatives(f):
 
 
 @pytest.mark.parametrize(
-    "name", except_for([*BY_LABEL, *BY_ARRAY, *BY_ELEMENT], ["focal_loss", "poly_loss", "l1_loss"])
+    "name",
+    except_for([*BY_LABEL, *BY_ARRAY, *BY_ELEMENT], ["focal_loss", "poly_loss", "l1_loss", "mse_loss", "nll_loss"]),
 )
 def test_masked_rows_leak_nothing(name):
     """The masked row is full of garbage, its label out of range, its weight too: all is as if it were not there."""
@@ -460,7 +461,7 @@ def test_dtypes_out(name, x64):
 FLOAT8 = ["float8_e4m3fn", "float8_e4m3b11fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu", "float4_e2m1fn"]
 
 
-@pytest.mark.parametrize("dtype", FLOAT8)
+@pytest.mark.parametrize("dtype", daily(FLOAT8, ["float8_e4m3fn"]))
 def test_floats_without_an_infinity_or_a_zero(dtype):
     """Padding, masks and wrong labels put nothing into the logits' dtype that it does not have."""
     logits = jnp.asarray(2.0 ** np.random.default_rng(0).integers(0, 3, (N, C)), dtype)
