@@ -109,7 +109,9 @@ def test_a_backward_pass_may_be_a_kernel(x64):
     _assert_close(jax.vjp(jax.checkpoint(lambda z: _loss(KERNEL, z)), logits)[1](1.0), expected[1:])
 
 
-@pytest.mark.parametrize("function", [PLAIN, WITH_DERIVATIVE], ids=["plain", "kernel"])
+@pytest.mark.parametrize(
+    "function", [pytest.param(PLAIN, marks=pytest.mark.thorough), WITH_DERIVATIVE], ids=["plain", "kernel"]
+)
 def test_every_mode(function, x64):
     """Of a vector, half of which is mapped with the rows while the other half is shared by them."""
     has_vector = function is PLAIN
@@ -206,7 +208,7 @@ def _gradient_of(name, hidden, kernel, labels):
     return jax.value_and_grad(lambda h, k: _losses(h, k, labels)[name](), argnums=(0, 1))(hidden, kernel)
 
 
-@pytest.mark.parametrize("name", daily(LOSSES, ["dense", "distillation"]))
+@pytest.mark.parametrize("name", daily(LOSSES, ["dense", "recomputed"]))
 def test_export(name):
     """Of value and gradient; of a dense loss with sizes that are not known."""
     rows, classes = export.symbolic_shape("n, c") if name == "dense" else (N, C)
