@@ -483,8 +483,8 @@ MUTANTS = [
     Mutant(
         "only logits say how rows are split",
         "_split",
-        "next((split for split in of_rows if any(split)), ())",
-        "next(iter(of_rows))",
+        "if not names and not any(any(split) for _, split in types):",
+        "if not any(types[0][1]):",
         "tests/test_mesh.py -k any_way",
     ),
     Mutant(
