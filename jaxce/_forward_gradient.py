@@ -15,7 +15,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 from jaxce._conventions import accumulator
-from jaxce._head import cut, finish, head_gradient, over_blocks, project, put
+from jaxce._head import block_size, cut, finish, head_gradient, over_blocks, project, put
 from jaxce._logits import LinearLogits
 from jaxce._mesh import over_axes, vary, varying
 from jaxce._rows import Rows
@@ -154,4 +154,4 @@ def _rows_per_block(rows: Rows) -> int:
     """How many rows of all classes fit into a block, by the first lazy logits' word."""
     num_rows, num_classes = rows.logits.shape
     block_bytes = next(iter(_lazy(rows).values())).block_bytes
-    return max(1, min(num_rows, (2**29 if block_bytes is None else block_bytes) // (4 * num_classes)))
+    return block_size((2**29 if block_bytes is None else block_bytes) // (4 * num_classes), num_rows)

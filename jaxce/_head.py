@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import max_dim, min_dim
 from jaxtyping import Array, Bool, Float, Integer
 
 from jaxce._autodiff import rule
@@ -134,27 +135,45 @@ def block_of(head: Any, start: Any, size: int) -> Any:
 def classes_per_block(head: Any) -> int:
     """How many classes of all rows fit into a block."""
     num_rows, num_classes = head.shape
-    per_class = 4 * max(1, num_rows)
-    block_bytes = max(2**26, 512 * per_class) if head.block_bytes is None else head.block_bytes
-    return min(num_classes, max(1, block_bytes // per_class))
+    per_class = 4 * max_dim(1, num_rows)
+    fitting = max_dim(512, 2**26 // per_class) if head.block_bytes is None else head.block_bytes // per_class
+    return block_size(fitting, num_classes)
+
+
+def block_size(fitting: int, total: int) -> int:
+    """How much of a total goes into a block into which a number fits: at least 1. All of them may be symbolic."""
+    return min_dim(max_dim(1, fitting), max_dim(1, total))
 
 
 def over_blocks(
     make: Callable[[Any, int], Any], add: Callable[[_Carry, Any, Any], _Carry], carry: _Carry, total: int, size: int
 ) -> _Carry:
-    """Runs `carry = add(carry, make(start, size), start)` over 0 … total in blocks; the last one may be smaller."""
+    """Runs `carry = add(carry, make(start, size), start)` over 0 … total in blocks; the last one may be smaller.
+
+    With symbolic sizes the last block stands alone, as nobody knows whether it is smaller, and a loop, which has one
+    step at least, has one more, in which nothing is done.
+    """
 
     def step(carry, start, size):
         return add(carry, make(start, size), start)
 
-    whole, rest = divmod(total, size)
+    def step_of(carry, i):
+        return step(carry, i * size, size)
+
+    def step_if_any(carry, i):
+        return lax.cond(i < jnp.asarray(whole), step_of, lambda carry, _: carry, carry, i)
+
+    rest, whole = (total - 1) % size + 1, (total - 1) // size
+    if rest == size:  # and known
+        rest, whole = 0, whole + 1
     if whole == 1:
         carry = step(carry, 0, size)
-    elif whole:
-        carry, _ = lax.scan(
-            lambda carry, i: (step(carry, i * size, size), None), carry, jnp.arange(whole, dtype=jnp.int32)
-        )
-    if rest:
+    elif whole != 0:
+        is_known = isinstance(whole, int)
+        steps = jnp.arange(whole if is_known else whole + 1, dtype=jnp.int32)
+        take = step_of if is_known else step_if_any
+        carry, _ = lax.scan(lambda carry, i: (take(carry, i), None), carry, steps)
+    if rest != 0:
         # The barrier keeps XLA from turning the last slice into a padded array, a copy of the whole.
         carry = step(carry, keep(jnp.asarray(whole * size, jnp.int32)), rest)
     return carry

@@ -1,5 +1,7 @@
 """Losses are exported for every platform with sizes that are not known yet, and agree when they come back."""
 
+import dataclasses
+
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -75,3 +77,47 @@ def test_rows_and_classes_may_be_symbolic(name):
     again = jax.export.deserialize(exported.serialize())
     for result, expected in zip(again.call(*arrays), jax.jit(everything)(*arrays), strict=True):
         np.testing.assert_allclose(result, expected, rtol=1e-6, atol=1e-7)
+
+
+# The same of lazy logits, of which features are symbolic too: hidden h, kernel k, bias b.
+LAZY_LOSSES = {
+    "labels": lambda z, y, q, w, v, m: jaxce.cross_entropy(z, y, class_weights=w, weights=v, where=m, z_loss=0.1),
+    "distributions": lambda z, y, q, w, v, m: jaxce.cross_entropy(z, q, class_weights=w, label_smoothing=0.1),
+    "focal": lambda z, y, q, w, v, m: jaxce.focal_loss(z, y, ignore_index=3),
+    "distillation": lambda z, y, q, w, v, m: jaxce.distillation_loss(z, q, temperature=2.0, where=m),
+    "two heads": lambda z, y, q, w, v, m: jaxce.distillation_loss(
+        z, dataclasses.replace(z, hidden=z.hidden**2), where=m
+    ),
+    "summary": lambda z, y, q, w, v, m: jaxce.summarize(z, y, class_vector=w, where=m),
+}
+FEATURES = 3
+TWO_AND_A_BIT = 4 * ROWS * 2  # bytes: blocks of two classes, the last one of one; or of two rows, the last one of two
+CASES = [(name, recompute, TWO_AND_A_BIT) for name in LAZY_LOSSES for recompute in (True, False)]
+CASES += [("labels", recompute, size) for recompute in (True, False) for size in (None, 1, 4 * ROWS * CLASSES)]
+
+
+@pytest.mark.parametrize(
+    ("name", "recompute", "block_bytes"),
+    daily(CASES, [("labels", True, TWO_AND_A_BIT), ("two heads", False, TWO_AND_A_BIT)]),
+)
+def test_rows_features_and_classes_of_lazy_logits_may_be_symbolic(name, recompute, block_bytes):
+    def everything(hidden, kernel, bias, *arrays):
+        def total(head):
+            lazy = jaxce.LinearLogits(
+                head[0], head[1], bias=head[2], softcap=5.0, block_bytes=block_bytes, recompute=recompute
+            )
+            return sum(map(jnp.sum, jax.tree.leaves(LAZY_LOSSES[name](lazy, *arrays))))
+
+        head = (hidden, kernel, bias)
+        value, gradients = jax.value_and_grad(total)(head)
+        return value, gradients, jax.jvp(jax.grad(total), (head,), (head,))[1]
+
+    symbols = dict(zip((ROWS, FEATURES, CLASSES), jax.export.symbolic_shape("rows, features, classes"), strict=True))
+    head = [RNG.normal(size=shape).astype(np.float32) for shape in ((ROWS, FEATURES), (FEATURES, CLASSES), (CLASSES,))]
+    arrays = [*head, *_arrays()[1:]]
+    shapes = [jax.ShapeDtypeStruct([symbols[length] for length in array.shape], array.dtype) for array in arrays]
+    exported = jax.export.export(jax.jit(everything), platforms=("cpu", "cuda", "tpu"))(*shapes)
+    again = jax.export.deserialize(exported.serialize())
+    results, expected = again.call(*arrays), jax.jit(everything)(*arrays)
+    for result, wanted in zip(jax.tree.leaves(results), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(result, wanted, rtol=1e-5, atol=1e-6)
