@@ -2,7 +2,7 @@
 
 import operator
 import reprlib
-from typing import Any, get_args
+from typing import SupportsIndex, get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +10,12 @@ import numpy as np
 
 from jaxce._conventions import accumulator
 from jaxce._logits import LinearLogits
-from jaxce._types import Reduction
+from jaxce._types import HeldArray, Reduction
 
 
 def check_weights_and_mask(
-    weights: Any, where: Any, shape: tuple[int, ...], holder: str = "the losses"
-) -> tuple[Any, Any]:
+    weights: object, where: object, shape: tuple[int, ...], holder: str = "the losses"
+) -> tuple[HeldArray | None, HeldArray | None]:
     """Checks row weights and mask against the shape of the losses, or what else `holder` is."""
     if weights is not None:
         weights = check_real("weights", weights)
@@ -36,7 +36,7 @@ def check_weights_and_mask(
     return weights, where
 
 
-def check_broadcast(name: str, value: Any, shape: tuple[int, ...]) -> Any:
+def check_broadcast(name: str, value: object, shape: tuple[int, ...]) -> HeldArray | None:
     """Checks factors of the elements: they may be stretched to the elements' shape, but never stretch it."""
     if value is None:
         return None
@@ -57,7 +57,7 @@ def check_reduction(reduction: str) -> None:
     check_name("reduction", reduction, Reduction)
 
 
-def check_name(argument: str, value: Any, literal: Any) -> None:
+def check_name(argument: str, value: object, literal: object) -> None:
     """Checks that a choice is one of a `Literal`."""
     names = get_args(literal)
     if not isinstance(value, str) or value not in names:
@@ -67,24 +67,26 @@ def check_name(argument: str, value: Any, literal: Any) -> None:
 
 def check_scalar(
     name: str,
-    value: Any,
+    value: object,
     *,
     low: float = -np.inf,
     high: float = np.inf,
     open_low: bool = False,
     open_high: bool = False,
-) -> Any:
+) -> HeldArray:
     """Checks a scalar setting: its shape always, its value where it is a Python or NumPy number.
 
     Such a number comes out as a float64, within the range of JAX's widest float. No interval has an infinite end in it.
     """
-    is_number = isinstance(value, int | float | np.floating) and not isinstance(value, bool)
     try:
-        array = np.asarray(float(value)) if is_number else as_array(name, value)
+        if isinstance(value, int | float | np.floating) and not isinstance(value, bool):
+            array = np.asarray(float(value))
+        else:
+            array = as_array(name, value)
     except TypeError:
         raise TypeError(f"`{name}` must be a number; got {shown(value)}.") from None
     except OverflowError:  # of an integer
-        array = np.asarray(np.inf if value > 0 else -np.inf)
+        array = np.asarray(-np.inf if isinstance(value, int) and value < 0 else np.inf)
     if array.shape != ():
         raise ValueError(f"`{name}` must be a scalar; got shape {array.shape}.")
     if not _is_real(array.dtype):
@@ -104,22 +106,23 @@ def check_scalar(
     return np.asarray(np.clip(number, limits.min, limits.max))
 
 
-def check_temperature(name: str, temperature: Any) -> Any:
+def check_temperature(name: str, temperature: object) -> HeldArray:
     """Checks what divides the logits. Its square has no digits in float32 beyond some 1e±19."""
     return check_scalar(name, temperature, low=1e-9, high=1e9)
 
 
-def present(value: Any) -> Any:
+def present(value: HeldArray) -> HeldArray | None:
     """The setting, or None where it is a plain 0 and its term need not be computed."""
     return None if isinstance(value, np.ndarray) and not value else value
 
 
-def as_array(name: str, value: Any) -> Any:
+def as_array(name: str, value: object) -> HeldArray:
     """A JAX or NumPy array as it is, a NumPy scalar or Python integer as an array; anything else is an error."""
     if isinstance(value, jax.Array):
         return value
-    if hasattr(value, "__jax_array__"):  # a Flax variable
-        return value.__jax_array__()
+    as_jax = getattr(value, "__jax_array__", None)
+    if as_jax is not None:  # a Flax variable
+        return as_jax()
     if isinstance(value, int | np.generic | np.ndarray):
         return _as_jax_reads_it(name, value)
     if isinstance(value, LinearLogits):
@@ -134,7 +137,7 @@ def as_array(name: str, value: Any) -> Any:
     )
 
 
-def _as_jax_reads_it(name: str, value: Any) -> np.ndarray:
+def _as_jax_reads_it(name: str, value: int | np.generic | np.ndarray) -> np.ndarray:
     """NumPy's array in the byte order of the machine; an error where JAX has nothing that means the same."""
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(
@@ -150,7 +153,7 @@ def _as_jax_reads_it(name: str, value: Any) -> np.ndarray:
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
-def unwrapped(array: Any) -> Any:
+def _unwrapped(array: HeldArray) -> HeldArray:
     """NumPy integers that JAX would cut to 32 bits as floats instead."""
     is_wide = isinstance(array, np.ndarray) and array.dtype.kind in "iu" and dtype_in_jax(array) != array.dtype
     return array.astype(np.float32) if is_wide else array
@@ -161,34 +164,35 @@ def dtype_in_jax(array: np.ndarray) -> np.dtype:
     return np.dtype(jax.dtypes.canonicalize_dtype(array.dtype))
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A wrong argument for an error's text, which must stay short."""
-    if hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, np.generic):
-        return f"an array of shape {value.shape} and dtype {value.dtype}"
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape is not None and dtype is not None and not isinstance(value, np.generic):
+        return f"an array of shape {shape} and dtype {dtype}"
     return reprlib.repr(value)
 
 
-def check_floating(name: str, value: Any) -> Any:
-    value = as_array(name, value)
-    if not jnp.issubdtype(value.dtype, jnp.floating):
+def check_floating(name: str, value: object) -> HeldArray:
+    array = as_array(name, value)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(
-            f"`{name}` must have a floating dtype; got {value.dtype}. Cast them: {name}.astype(jnp.float32)."
+            f"`{name}` must have a floating dtype; got {array.dtype}. Cast them: {name}.astype(jnp.float32)."
         )
-    return value
+    return array
 
 
-def check_real(name: str, value: Any, *, hint: str = " A mask of rows goes into `where`.") -> Any:
+def check_real(name: str, value: object, *, hint: str = " A mask of rows goes into `where`.") -> HeldArray:
     value = as_array(name, value)
     if not _is_real(value.dtype):
         raise TypeError(f"`{name}` must hold real numbers; got {value.dtype}.{hint}")
-    return unwrapped(value)
+    return _unwrapped(value)
 
 
-def _is_real(dtype: Any) -> bool:
+def _is_real(dtype: np.dtype) -> bool:
     return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
 
 
-def check_integer(name: str, value: Any) -> int:
+def check_integer(name: str, value: SupportsIndex) -> int:
     """Checks a setting that is part of the program."""
     try:
         if isinstance(value, bool):
@@ -200,7 +204,7 @@ def check_integer(name: str, value: Any) -> int:
         ) from None
 
 
-def check_power(p: Any) -> int:
+def check_power(p: SupportsIndex) -> int:
     """Checks the power of a hinge."""
     p = check_integer("p", p)
     if p not in (1, 2):
@@ -208,7 +212,7 @@ def check_power(p: Any) -> int:
     return p
 
 
-def check_axis(axis: Any, name: str, shape: tuple[int, ...]) -> int:
+def check_axis(axis: SupportsIndex, name: str, shape: tuple[int, ...]) -> int:
     axis = check_integer("axis", axis)
     if not shape:
         raise ValueError(f"`{name}` must have a class axis; got shape ().")
@@ -219,7 +223,7 @@ def check_axis(axis: Any, name: str, shape: tuple[int, ...]) -> int:
     return axis % len(shape)
 
 
-def check_counts(counts: Any) -> Any:
+def check_counts(counts: object) -> HeldArray:
     """Checks how often the classes occur."""
     counts = check_real("counts", counts, hint="")
     if counts.ndim != 1 or not counts.shape[0]:
@@ -233,7 +237,7 @@ def check_counts(counts: Any) -> Any:
     return counts
 
 
-def check_log_beta(beta: Any) -> Any:
+def check_log_beta(beta: object) -> HeldArray | np.floating:
     """Checks the β of effective numbers. Its log has the digits of a Python number that float32 near 1 has not."""
     beta = check_scalar("beta", beta, low=0, high=1, open_high=True)
     above_0 = 1e-30  # lost in any other β; of 0 the log would be −inf, and without a derivative
@@ -243,7 +247,7 @@ def check_log_beta(beta: Any) -> Any:
     return jnp.where(log_beta < 0, log_beta, jnp.nan)
 
 
-def check_shape(name: str, value: Any, holder: str, shape: tuple[int, ...]) -> None:
+def check_shape(name: str, value: HeldArray, holder: str, shape: tuple[int, ...]) -> None:
     if value.shape != shape:
         raise ValueError(
             f"`{name}` must have the shape of {holder}, {shape}; got {value.shape}. Nothing is broadcast."

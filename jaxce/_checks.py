@@ -5,7 +5,6 @@ part of a trace only where the caller asks for them. Every report names the argu
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ from jaxtyping import Array
 from jaxce._inputs import ClassInputs, ElementInputs, LabelInputs
 from jaxce._logits import LinearLogits
 from jaxce._split import is_explicit
+from jaxce._types import ArrayLike, HeldArray
 
 _are_checked = jax.make_user_context(False)  # part of what jit's caches go by
 
@@ -58,9 +58,9 @@ def debug_checks(enabled: bool = True) -> AbstractContextManager[None]:
     return _are_checked(enabled)
 
 
-def _looks(inputs: Any) -> bool:
+def _looks(*inputs: object) -> bool:
     """Whether values are looked at. The errors of `checkify` cannot be split over an Explicit mesh."""
-    return _are_checked.value and not is_explicit(inputs)
+    return _are_checked.value and not is_explicit(*inputs)
 
 
 def report_classes(inputs: ClassInputs) -> None:
@@ -101,18 +101,20 @@ def report_labels(inputs: LabelInputs) -> None:
 
 def report_elements(inputs: ElementInputs) -> None:
     """Reports negative weights, and NaN in elements that count."""
-    report_losses(inputs)
     if _looks(inputs):
+        _report_weights(inputs.weights, inputs.where)
         _report_nan(inputs.name, inputs.values, inputs.where)
 
 
-def report_losses(inputs: ElementInputs) -> None:
+def report_losses(losses: HeldArray, weights: HeldArray | None, where: HeldArray | None) -> None:
     """Reports negative weights alone: a loss may be anything."""
-    if _looks(inputs):
-        _report_weights(inputs.weights, inputs.where)
+    if _looks(losses, weights, where):
+        _report_weights(weights, where)
 
 
-def read_labels(labels: Array, counts: Any, inputs: ClassInputs) -> tuple[Array, Any, Array]:
+def read_labels(
+    labels: Array, counts: HeldArray | None, inputs: ClassInputs
+) -> tuple[Array, HeldArray | None, Array]:
     """Labels of a dtype that no class number overflows, the rows that count, and which of the labels are classes."""
     if not _is_cut(labels):
         labels = widen(labels)  # first, as XLA:CPU may compare labels of 2 bits wrongly
@@ -140,23 +142,23 @@ def _is_cut(labels: Array) -> bool:
     return labels.dtype != jax.dtypes.canonicalize_dtype(labels.dtype)
 
 
-def _without_cutting(labels: Array) -> AbstractContextManager[Any]:
+def _without_cutting(labels: Array) -> AbstractContextManager[None]:
     return jax.enable_x64(True) if _is_cut(labels) else nullcontext()
 
 
-def _along(counts: Any, axis: int) -> Any:
+def _along(counts: HeldArray | None, axis: int) -> Array | None:
     """The mask of rows with an axis for the classes."""
     return None if counts is None else jnp.expand_dims(counts, axis)
 
 
-def _is_real(inputs: ClassInputs) -> Any:
+def _is_real(inputs: ClassInputs) -> Array | None:
     """Which classes are no padding, or None."""
     size = inputs.logits.shape[inputs.axis]
     real = inputs.classes.real(size)
     return None if real is None else jnp.arange(size, dtype=jnp.int32) < real
 
 
-def _real_and_counted(inputs: ClassInputs, counts: Any) -> Any:
+def _real_and_counted(inputs: ClassInputs, counts: HeldArray | None) -> Array | None:
     """The mask of rows with an axis for the classes, and without padding."""
     counts, is_real = _along(counts, inputs.axis), _is_real(inputs)
     if is_real is None:
@@ -166,18 +168,18 @@ def _real_and_counted(inputs: ClassInputs, counts: Any) -> Any:
     return is_real if counts is None else is_real & counts
 
 
-def _report_weights(weights: Any, counts: Any) -> None:
+def _report_weights(weights: HeldArray | None, counts: HeldArray | None) -> None:
     if weights is not None:
         weights = jnp.asarray(weights)
         _report("weights", "≥ 0", weights, ~(weights >= 0), counts)
 
 
-def _report_nan(name: str, values: Any, counts: Any) -> None:
+def _report_nan(name: str, values: ArrayLike, counts: HeldArray | None) -> None:
     values = jnp.asarray(values)
     _report(name, "numbers", values, jnp.isnan(values), counts)
 
 
-def _report(name: str, wanted: str, values: Array, wrong: Array, counts: Any) -> None:
+def _report(name: str, wanted: str, values: Array, wrong: Array, counts: HeldArray | None) -> None:
     from jax.experimental import checkify  # not part of `import jax`
 
     if values.size == 0:

@@ -3,16 +3,17 @@
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import ParamSpec, TypeVar
 
 import jax
 from jax.core import eval_context
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
 _STATIC = {"axis", "block_bytes", "ignore_index", "num_classes", "p", "recompute", "reduction", "scheme"}
 
 
-def one_program(function: _Function) -> _Function:
+def one_program(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
     """Lets a call whose arrays are all on a device skip the door, once it has been through it with such arrays.
 
     NumPy arrays and Python numbers are looked at on every call.
@@ -22,7 +23,7 @@ def one_program(function: _Function) -> _Function:
     compiled = jax.jit(function, static_argnames=tuple(_STATIC & known))
 
     @functools.wraps(function)
-    def call(*arguments, **options):
+    def call(*arguments: _Arguments.args, **options: _Arguments.kwargs) -> _Result:
         get_state, outside = _trace_state()
         if get_state() != outside:
             return function(*arguments, **options)
@@ -30,10 +31,10 @@ def one_program(function: _Function) -> _Function:
         is_compiled = given.keys() <= known and _are_on_device(given)
         return (compiled if is_compiled else function)(*arguments, **options)
 
-    return call  # pyright: ignore[reportReturnType]
+    return call
 
 
-def _are_on_device(given: dict[str, Any]) -> bool:
+def _are_on_device(given: dict[str, object]) -> bool:
     """Whether there is nothing in a call that the door would have to look at again.
 
     A pytree may hold anything in what is not an array, and is looked at.
@@ -45,7 +46,7 @@ def _are_on_device(given: dict[str, Any]) -> bool:
 
 
 @functools.cache
-def _trace_state() -> tuple[Callable[[], Any], Any]:
+def _trace_state() -> tuple[Callable[[], object], object]:
     """What says which transformation is at work, and what it says where none is."""
     from jax.extend.core import get_opaque_trace_state  # not part of `import jax`
 

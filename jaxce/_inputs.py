@@ -7,7 +7,7 @@ comes out is a pytree that the jitted half of a loss takes.
 import math
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple, SupportsIndex
+from typing import NamedTuple, SupportsIndex, cast
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,20 @@ from jaxce._split import (
     find_split,
     slice_hint,
 )
+from jaxce._types import (
+    AxisName,
+    ClassVector,
+    Costs,
+    Distributions,
+    ElementMask,
+    Elements,
+    HeldArray,
+    Labels,
+    Logits,
+    RowAxisNames,
+    RowMask,
+    RowWeights,
+)
 
 
 @partial(
@@ -57,13 +71,13 @@ class ClassInputs:
     class is padding, `name` and `targets_name` are the caller's words.
     """
 
-    logits: Any
-    targets: Any
-    weights: Any
-    class_weights: Any
-    where: Any
+    logits: HeldArray | LinearLogits
+    targets: HeldArray | LinearLogits
+    weights: HeldArray | None
+    class_weights: HeldArray | None
+    where: HeldArray | None
     axis: int
-    class_vector: Any = None
+    class_vector: HeldArray | None = None
     ignore_index: int | None = None
     num_classes: int | None = None
     split: Split = UNSPLIT
@@ -90,7 +104,7 @@ class ClassInputs:
             self.targets.dtype, jnp.floating
         )
 
-        def over_classes(logits):
+        def over_classes(logits: HeldArray | LinearLogits) -> PartitionSpec | LinearLogits:
             if not isinstance(logits, LinearLogits):
                 return self.split.spec(logits.ndim, self.axis)
             kernel = PartitionSpec(None, *classes)
@@ -112,8 +126,8 @@ class OnMesh(NamedTuple):
     """What a caller says of rows and classes that are split over a mesh, or filled up for one."""
 
     num_classes: SupportsIndex | None = None
-    class_axis_name: Any = None
-    batch_axis_name: Any = None
+    class_axis_name: AxisName | None = None
+    batch_axis_name: RowAxisNames | None = None
 
 
 @partial(
@@ -125,10 +139,10 @@ class OnMesh(NamedTuple):
 class ElementInputs:
     """Arguments of an elementwise loss, all of one shape."""
 
-    values: Any
-    targets: Any
-    weights: Any
-    where: Any
+    values: HeldArray
+    targets: HeldArray
+    weights: HeldArray | None
+    where: HeldArray | None
     name: str
 
 
@@ -141,21 +155,21 @@ class ElementInputs:
 class LabelInputs:
     """Labels to be counted, and the mask of those that count."""
 
-    targets: Any
-    where: Any
+    targets: HeldArray
+    where: HeldArray | None
     num_classes: int
     split: Split = UNSPLIT
 
 
 def check_classes(
-    logits: Any,
-    targets: Any,
+    logits: Logits | LinearLogits,
+    targets: Labels | Distributions,
     *,
     axis: SupportsIndex = -1,
-    weights: Any = None,
-    class_weights: Any = None,
-    where: Any = None,
-    class_vector: Any = None,
+    weights: RowWeights | None = None,
+    class_weights: ClassVector | None = None,
+    where: RowMask | None = None,
+    class_vector: ClassVector | None = None,
     ignore_index: SupportsIndex | None = None,
     on_mesh: OnMesh | None = None,
     labels_only: str | None = None,
@@ -203,22 +217,26 @@ def check_classes(
 
 def _check_mesh(inputs: ClassInputs, name: str, on_mesh: OnMesh) -> ClassInputs:
     """Checks how the classes and the rows are split, and how many classes are real."""
-    logits, (num_classes, *names) = inputs.logits, on_mesh
-    is_label = not isinstance(inputs.targets, LinearLogits) and jnp.issubdtype(inputs.targets.dtype, jnp.integer)
-    of_rows: dict[str, Any] = {"weights": inputs.weights, "where": inputs.where}
-    of_rows |= {"targets": inputs.targets} if is_label else {}
+    targets, num_classes = inputs.targets, on_mesh.num_classes
+    of_rows = {"weights": inputs.weights, "where": inputs.where}
     of_classes = {"class_weights": inputs.class_weights, "class_vector": inputs.class_vector}
+    of_logits, of_targets = _holders(name, inputs.logits, inputs.axis), []
+    if not isinstance(targets, LinearLogits) and jnp.issubdtype(targets.dtype, jnp.integer):
+        of_rows["targets"] = targets
+    else:
+        of_targets = _holders(inputs.targets_name, targets, inputs.axis)
     holders = [
-        *_holders(name, logits, inputs.axis),
-        *([] if is_label else _holders(inputs.targets_name, inputs.targets, inputs.axis)),
+        *of_logits,
+        *of_targets,
         *(Holder(name, array, tuple(range(array.ndim))) for name, array in of_rows.items() if array is not None),
         *(Holder(name, array, classes=0) for name, array in of_classes.items() if array is not None),
     ]
-    split = find_split(holders, *names)
+    split = find_split(holders, on_mesh.class_axis_name, on_mesh.batch_axis_name)
     check_same(split, of_rows)
-    check_rows_vary(split, logits.hidden if isinstance(logits, LinearLogits) else logits, of_rows)
-    if isinstance(inputs.targets, LinearLogits):
-        check_classes_vary(split.class_axes, f"{inputs.targets_name}.kernel", inputs.targets.kernel)
+    check_rows_vary(split, of_logits[0].array, *of_rows.values())
+    if isinstance(targets, LinearLogits):
+        kernel = next(holder for holder in of_targets if holder.classes is not None)
+        check_classes_vary(split.class_axes, f"{inputs.targets_name}.kernel", kernel.array)
     inputs = replace(inputs, split=split)
     if num_classes is not None:
         num_classes = check_integer("num_classes", num_classes)
@@ -232,21 +250,22 @@ def _check_mesh(inputs: ClassInputs, name: str, on_mesh: OnMesh) -> ClassInputs:
     return replace(inputs, num_classes=num_classes)
 
 
-def _holders(name: str, logits: Any, axis: int) -> list[Holder]:
+def _holders(name: str, logits: HeldArray | LinearLogits, axis: int) -> list[Holder]:
     """Logits, or what a head consists of, as `find_split` takes them."""
     if not isinstance(logits, LinearLogits):
         return [Holder(name, logits, tuple(i for i in range(logits.ndim) if i != axis), axis)]
-    hidden = Holder("hidden", logits.hidden, tuple(range(logits.ndim - 1)))
-    bias = [] if logits.bias is None else [Holder("bias", logits.bias, classes=0)]
-    return [hidden, Holder("kernel", logits.kernel, classes=1), *bias]
+    arrays = cast("tuple[HeldArray, HeldArray, HeldArray | None]", (logits.hidden, logits.kernel, logits.bias))  # checked
+    hidden, kernel, bias = arrays
+    of_bias = [] if bias is None else [Holder("bias", bias, classes=0)]
+    return [Holder("hidden", hidden, tuple(range(logits.ndim - 1))), Holder("kernel", kernel, classes=1), *of_bias]
 
 
 def check_teacher(
-    logits: Any,
-    teacher_logits: Any,
+    logits: Logits | LinearLogits,
+    teacher_logits: Logits | LinearLogits,
     axis: SupportsIndex,
-    weights: Any,
-    where: Any,
+    weights: RowWeights | None,
+    where: RowMask | None,
     on_mesh: OnMesh,
 ) -> ClassInputs:
     """Checks the arguments of a loss whose targets are logits themselves; either may be lazy."""
@@ -308,7 +327,9 @@ def _check_linear(logits: LinearLogits, prefix: str = "") -> LinearLogits:
     )
 
 
-def _check_logits(name: str, logits: Any, axis: Any, prefix: str = "") -> tuple[Any, int]:
+def _check_logits(
+    name: str, logits: Logits | LinearLogits, axis: SupportsIndex, prefix: str = ""
+) -> tuple[HeldArray | LinearLogits, int]:
     """Checks an array of logits, or lazy ones, and the axis of their classes."""
     if not isinstance(logits, LinearLogits):
         logits = check_floating(name, logits)
@@ -322,7 +343,7 @@ def _check_logits(name: str, logits: Any, axis: Any, prefix: str = "") -> tuple[
     return logits, axis
 
 
-def _check_class_vector(vector: Any, num_classes: int) -> Any:
+def _check_class_vector(vector: ClassVector | None, num_classes: int) -> HeldArray | None:
     if vector is None:
         return None
     vector = check_real("class_vector", vector)
@@ -334,12 +355,12 @@ def _check_class_vector(vector: Any, num_classes: int) -> Any:
     return vector
 
 
-def with_dtype_of(inputs: ClassInputs, array: Any) -> ClassInputs:
+def with_dtype_of(inputs: ClassInputs, array: HeldArray) -> ClassInputs:
     """The same arguments, their logits in the dtype of the arithmetic, which another array may make float64."""
     return replace(inputs, logits=jnp.asarray(inputs.logits, accumulator(inputs.logits, array)))
 
 
-def check_costs(costs: Any, num_classes: int) -> Any:
+def check_costs(costs: Costs, num_classes: int) -> HeldArray:
     """Checks the price of every mistake."""
     costs = check_real("costs", costs, hint=" Cast them: costs.astype(jnp.float32).")
     if costs.shape != (num_classes, num_classes):
@@ -350,7 +371,7 @@ def check_costs(costs: Any, num_classes: int) -> Any:
     return costs
 
 
-def check_labels(targets: Any, num_classes: Any, where: Any) -> LabelInputs:
+def check_labels(targets: Labels, num_classes: SupportsIndex, where: RowMask | None) -> LabelInputs:
     """Checks labels that are to be counted."""
     targets = as_array("targets", targets)
     if not jnp.issubdtype(targets.dtype, jnp.integer):
@@ -368,7 +389,9 @@ def check_labels(targets: Any, num_classes: Any, where: Any) -> LabelInputs:
     return LabelInputs(targets, where, num_classes, find_label_split(targets, where))
 
 
-def check_elements(name: str, values: Any, targets: Any, weights: Any, where: Any) -> ElementInputs:
+def check_elements(
+    name: str, values: Elements, targets: Elements, weights: Elements | None, where: ElementMask | None
+) -> ElementInputs:
     """Checks the arguments of an elementwise loss: everything has the shape of `values`."""
     values = check_floating(name, values)
     targets = as_array("targets", targets)
@@ -381,13 +404,13 @@ def check_elements(name: str, values: Any, targets: Any, weights: Any, where: An
     return ElementInputs(values, targets, weights, where, name)
 
 
-def holds(labels: Any, ignore_index: int) -> bool:
+def holds(labels: HeldArray, ignore_index: int) -> bool:
     """Whether labels of their dtype can be equal to `ignore_index` at all."""
     limits = jnp.iinfo(labels.dtype)
     return limits.min <= ignore_index <= limits.max
 
 
-def _check_ignore_index(ignore_index: Any, targets: Any, rows: tuple[int, ...]) -> int:
+def _check_ignore_index(ignore_index: SupportsIndex, targets: HeldArray, rows: tuple[int, ...]) -> int:
     ignore_index = check_integer("ignore_index", ignore_index)
     if not jnp.issubdtype(targets.dtype, jnp.integer):
         raise ValueError(
@@ -405,7 +428,7 @@ def _check_ignore_index(ignore_index: Any, targets: Any, rows: tuple[int, ...]) 
     return ignore_index
 
 
-def _narrowed(targets: Any, ignore_index: int | None) -> tuple[Any, int | None]:
+def _narrowed(targets: HeldArray, ignore_index: int | None) -> tuple[HeldArray, int | None]:
     """NumPy labels in the dtype that JAX has for them, and `ignore_index` as it is found there.
 
     Without x64 that has 32 bits, of 64. What they cannot hold must not turn into a class: it becomes a number that is
@@ -428,7 +451,7 @@ def _narrowed(targets: Any, ignore_index: int | None) -> tuple[Any, int | None]:
     return np.where(targets == ignore_index, ignored, narrowed), int(ignored)
 
 
-def _counts_hint(class_weights: Any, rows: tuple[int, ...]) -> str:
+def _counts_hint(class_weights: HeldArray, rows: tuple[int, ...]) -> str:
     """What may be wrong with class weights of which there are as many as rows."""
     if class_weights.shape != rows or not rows:
         return ""
@@ -436,7 +459,12 @@ def _counts_hint(class_weights: Any, rows: tuple[int, ...]) -> str:
 
 
 def _check_target_dtype(
-    targets: Any, logits_shape: tuple[int, ...], rows: tuple[int, ...], axis: int, name: str, labels_only: str | None
+    targets: HeldArray,
+    logits_shape: tuple[int, ...],
+    rows: tuple[int, ...],
+    axis: int,
+    name: str,
+    labels_only: str | None,
 ) -> None:
     dtype, shape = targets.dtype, targets.shape
     if labels_only is not None and (shape == logits_shape or not jnp.issubdtype(dtype, jnp.integer)):
@@ -466,7 +494,7 @@ def _check_target_dtype(
 
 
 def _check_target_shape(
-    targets: Any, logits_shape: tuple[int, ...], rows: tuple[int, ...], axis: int, name: str
+    targets: HeldArray, logits_shape: tuple[int, ...], rows: tuple[int, ...], axis: int, name: str
 ) -> None:
     shape = targets.shape
     if shape == (rows if jnp.issubdtype(targets.dtype, jnp.integer) else logits_shape):
@@ -485,7 +513,9 @@ def _check_target_shape(
     )
 
 
-def _check_label_values(targets: Any, num_classes: int, where: Any, ignore_index: int | None) -> None:
+def _check_label_values(
+    targets: HeldArray, num_classes: int, where: HeldArray | None, ignore_index: int | None
+) -> None:
     """NumPy labels are there to be read: a wrong one is an error at once."""
     if not isinstance(targets, np.ndarray) or not jnp.issubdtype(targets.dtype, jnp.integer):
         return

@@ -6,23 +6,24 @@ apart, so that every split gives the loss of the whole.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Unpack, overload
+from typing import Literal, Unpack, overload
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxce._arguments import check_floating, check_reduction, check_weights_and_mask
 from jaxce._checks import report_losses
 from jaxce._conventions import accumulator, silence
 from jaxce._eager import one_program
-from jaxce._inputs import ElementInputs
 from jaxce._mesh import over_axes
 from jaxce._split import aligned, check_rows_vary, find_row_split
 from jaxce._types import (
+    AxisName,
     ElementMask,
     Elements,
-    MaskPerRow,
+    HeldArray,
     PerRow,
     Reduction,
     ReductionOptions,
@@ -67,7 +68,7 @@ class MeanParts:
         """Lets `sum(parts)` start from its 0."""
         return self if other == 0 else NotImplemented
 
-    def psum(self, axis_name: Any) -> "MeanParts":
+    def psum(self, axis_name: AxisName) -> "MeanParts":
         """Adds the parts of all devices along a mapped axis, or axes, of `shard_map`, `pmap` or `vmap`."""
         return jax.lax.psum(self, axis_name)
 
@@ -135,23 +136,48 @@ def reduce_losses(
     check_reduction(reduction)
     split = find_row_split(values, batch_axis_name)
     check_rows_vary(split, values, weights, where)
-    inputs = ElementInputs(values, None, weights, where, "losses")
-    return _reduce_losses(inputs, axes=split.row_axes, reduction=reduction)
+    return _reduce_losses(values, weights, where, axes=split.row_axes, reduction=reduction)
 
 
 @partial(jax.jit, static_argnames=("axes", "reduction"), inline=True)
-def _reduce_losses(inputs, *, axes, reduction):
-    report_losses(inputs)
-    inputs = aligned(inputs)
-    losses, weights, where = inputs.values, inputs.weights, inputs.where
+def _reduce_losses(
+    losses: HeldArray,
+    weights: HeldArray | None,
+    where: HeldArray | None,
+    *,
+    axes: tuple[str, ...],
+    reduction: Reduction,
+) -> Array | MeanParts:
+    report_losses(losses, weights, where)
+    losses, weights, where = aligned((losses, weights, where))
     dtype = accumulator(losses, weights)
-    weights = None if weights is None else silence(where, weights.astype(dtype))
-    return reduce_rows(silence(where, losses.astype(dtype)), where, weights, axes=axes, reduction=reduction)
+    factors = None if weights is None else silence(where, weights.astype(dtype))
+    return reduce_rows(silence(where, losses.astype(dtype)), where, factors, axes=axes, reduction=reduction)
 
 
+@overload
 def reduce_rows(
     losses: PerRow,
-    counts: MaskPerRow | None,
+    counts: HeldArray | None,
+    weights: PerRow | None = ...,
+    shares: PerRow | None = ...,
+    *,
+    axes: tuple[str, ...] = ...,
+    reduction: ToArray | Literal["ratio"],
+) -> Array: ...
+@overload
+def reduce_rows(
+    losses: PerRow,
+    counts: HeldArray | None,
+    weights: PerRow | None = ...,
+    shares: PerRow | None = ...,
+    *,
+    axes: tuple[str, ...] = ...,
+    reduction: str,
+) -> Array | MeanParts: ...
+def reduce_rows(
+    losses: PerRow,
+    counts: HeldArray | None,
     weights: PerRow | None = None,
     shares: PerRow | None = None,
     *,
@@ -176,7 +202,9 @@ def reduce_rows(
     return parts if reduction == "parts" else parts.mean()
 
 
-def total_weight(size: int, dtype: Any, counts: Any, weights: Any, shares: Any) -> Float[Array, ""]:
+def total_weight(
+    size: int, dtype: DTypeLike, counts: HeldArray | None, weights: PerRow | None, shares: HeldArray | None
+) -> Float[Array, ""]:
     """The divisor of the mean over `size` losses; the arrays as in `reduce_rows`."""
     if weights is not None and shares is not None:
         shares = weights * shares

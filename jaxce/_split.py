@@ -5,9 +5,9 @@ Inside `shard_map` arrays are slices already. Whole arrays are taken into `shard
 
 import math
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar, TypeVarTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,11 @@ from jax import lax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from jaxce._mesh import varying
+from jaxce._types import AxisName, HeldArray, RowAxisNames
+
+_Arguments = TypeVarTuple("_Arguments")
+_Result = TypeVar("_Result")
+_Tree = TypeVar("_Tree")
 
 
 @dataclass(frozen=True)
@@ -67,12 +72,14 @@ class Holder(NamedTuple):
     """
 
     name: str
-    array: Any
+    array: HeldArray
     rows: tuple[int, ...] = ()
     classes: int | None = None
 
 
-def find_split(holders: Sequence[Holder], class_axis_name: Any, batch_axis_name: Any) -> Split:
+def find_split(
+    holders: Sequence[Holder], class_axis_name: AxisName | None, batch_axis_name: RowAxisNames | None
+) -> Split:
     """Which mesh axes split the rows and the classes: those that the caller names, or on an Explicit mesh the types.
 
     The first argument of which rows or classes are split decides, and the others follow it.
@@ -82,7 +89,10 @@ def find_split(holders: Sequence[Holder], class_axis_name: Any, batch_axis_name:
         class_axis_name: what the caller said.
         batch_axis_name: what the caller said.
     """
-    first, held = holders[0], next(holder for holder in holders if holder.classes is not None)
+    first = holders[0]
+    held, num_classes = next(
+        (holder, holder.array.shape[holder.classes]) for holder in holders if holder.classes is not None
+    )
     typed = _mesh_of_types(*(holder.array for holder in holders))
     named = _split_by_names(batch_axis_name, class_axis_name, typed)
     types = [(holder, _explicit(holder.array)) for holder in holders]
@@ -103,7 +113,7 @@ def find_split(holders: Sequence[Holder], class_axis_name: Any, batch_axis_name:
         )
     if not manual:
         split = Split(rows, classes, is_whole=True, mesh=typed)
-        _check_division(split, first, held)
+        _check_division(split, first, held, num_classes)
         return split
     if names - manual:
         raise ValueError(
@@ -115,7 +125,7 @@ def find_split(holders: Sequence[Holder], class_axis_name: Any, batch_axis_name:
     return Split(rows, classes)
 
 
-def check_classes_vary(classes: tuple[str, ...], name: str, array: Any) -> None:
+def check_classes_vary(classes: tuple[str, ...], name: str, array: HeldArray) -> None:
     """Classes that are the same on all devices would be as many different ones."""
     same = set(classes) - varying(array)
     if same:
@@ -125,11 +135,11 @@ def check_classes_vary(classes: tuple[str, ...], name: str, array: Any) -> None:
         )
 
 
-def check_same(split: Split, arrays: dict[str, Any]) -> None:
+def check_same(split: Split, arrays: Mapping[str, HeldArray | None]) -> None:
     """What has no classes must be the same where classes are split: else every device would have a loss of its own."""
     for name, array in arrays.items():
-        differing = varying(array) & {*split.class_axes}  # none of None
-        if differing:
+        differing = varying(array) & {*split.class_axes}
+        if array is not None and differing:
             axis = sorted(differing)[0]
             how = "pmean" if jnp.issubdtype(array.dtype, jnp.floating) else "pmax"
             raise ValueError(
@@ -138,21 +148,23 @@ def check_same(split: Split, arrays: dict[str, Any]) -> None:
             )
 
 
-def find_row_split(losses: Any, batch_axis_name: Any) -> Split:
+def find_row_split(losses: HeldArray, batch_axis_name: RowAxisNames | None) -> Split:
     """As `find_split`, for losses, which need no `shard_map`."""
     return _split_by_names(batch_axis_name, None, _mesh_of_types(losses))
 
 
-def find_label_split(labels: Any, where: Any) -> Split:
+def find_label_split(labels: HeldArray, where: HeldArray | None) -> Split:
     """As `find_split`, for labels alone, or their mask: by their types."""
-    for array in (labels, where):
-        rows = () if array is None else tuple(_explicit(array))
+    for array in (labels,) if where is None else (labels, where):
+        rows = tuple(_explicit(array))
         if any(rows):
             return Split(rows, is_whole=True, mesh=_mesh_of_types(array))
     return UNSPLIT
 
 
-def _split_by_names(batch_axis_name: Any, class_axis_name: Any, typed: AbstractMesh | None) -> Split:
+def _split_by_names(
+    batch_axis_name: RowAxisNames | None, class_axis_name: AxisName | None, typed: AbstractMesh | None
+) -> Split:
     """What the caller says of a mesh, checked against the one that is there: of the context, or else `typed`."""
     classes = _names("class_axis_name", class_axis_name)
     rows = _row_names(batch_axis_name)
@@ -183,7 +195,7 @@ def _split_by_names(batch_axis_name: Any, class_axis_name: Any, typed: AbstractM
 _NO_MESH = "For `vmap` and `pmap` pass reduction='parts', and add the parts up by their `psum`."
 
 
-def _mesh_of_types(*arrays: Any) -> AbstractMesh | None:
+def _mesh_of_types(*arrays: HeldArray) -> AbstractMesh | None:
     """The mesh that the arrays' types carry, where there is none in the context."""
     if not jax.sharding.get_abstract_mesh().empty:
         return None
@@ -191,7 +203,7 @@ def _mesh_of_types(*arrays: Any) -> AbstractMesh | None:
     return next((mesh for mesh in meshes if not mesh.empty), None)
 
 
-def check_rows_vary(split: Split, *arrays: Any) -> None:
+def check_rows_vary(split: Split, *arrays: HeldArray | None) -> None:
     """Rows that are the same on all devices would each count once for every device."""
     same = set(split.row_axes) - varying(*arrays)
     if same:
@@ -209,7 +221,7 @@ def slice_hint(shape: tuple[int, ...], size: int) -> str:
     return ""
 
 
-def _explicit(array: Any) -> list[tuple[str, ...]]:
+def _explicit(array: HeldArray) -> list[tuple[str, ...]]:
     """For every axis of an array, the Explicit mesh axes that split it."""
     sharding = jax.typeof(array).sharding
     explicit = _explicit_axes(sharding.mesh)
@@ -217,7 +229,7 @@ def _explicit(array: Any) -> list[tuple[str, ...]]:
     return [tuple(name for name in _entry(entry) if name in explicit) for entry in entries]
 
 
-def is_explicit(*trees: Any) -> bool:
+def is_explicit(*trees: object) -> bool:
     """Whether a type of an array, or the mesh around, says over what it is split."""
     meshes = [jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(trees)]
     return any(_explicit_axes(mesh) for mesh in (jax.sharding.get_abstract_mesh(), *meshes))
@@ -228,7 +240,7 @@ def _explicit_axes(mesh: AbstractMesh) -> set[str]:
     return {name for name, kind in kinds if kind == AxisType.Explicit}
 
 
-def _entry(entry: Any) -> tuple[str, ...]:
+def _entry(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
     """The mesh axes in one entry of a `PartitionSpec`."""
     return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
 
@@ -237,7 +249,7 @@ def _without(names: tuple[str, ...], others: tuple[str, ...]) -> tuple[str, ...]
     return tuple(name for name in names if name not in others)
 
 
-def _names(argument: str, value: Any) -> tuple[str, ...]:
+def _names(argument: str, value: AxisName | None) -> tuple[str, ...]:
     if value is None:
         return ()
     names = (value,) if isinstance(value, str) else value
@@ -249,20 +261,19 @@ def _names(argument: str, value: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _row_names(value: Any) -> tuple[tuple[str, ...], ...]:
+def _row_names(value: RowAxisNames | None) -> tuple[tuple[str, ...], ...]:
     if isinstance(value, PartitionSpec):
         return tuple(_names("batch_axis_name", entry) for entry in value)
     names = _names("batch_axis_name", value)
     return (names,) if names else ()
 
 
-def _listed(names: Any) -> str:
+def _listed(names: Iterable[str]) -> str:
     return ", ".join(reprlib.repr(name) for name in sorted(names))
 
 
-def _check_division(split: Split, first: Holder, held: Holder) -> None:
+def _check_division(split: Split, first: Holder, held: Holder, num_classes: int) -> None:
     name, rows = first.name, tuple(first.array.shape[axis] for axis in first.rows)
-    num_classes = held.array.shape[held.classes]
     shape = (split.mesh or jax.sharding.get_abstract_mesh()).shape
     if len(split.rows) > len(rows):
         raise ValueError(
@@ -283,8 +294,17 @@ def _check_division(split: Split, first: Holder, held: Holder) -> None:
         )
 
 
-def over_devices(function: Callable[..., Any], split: Split, arguments: Any, specs: Any, out_specs: Any) -> Any:
-    """function(*arguments), by every device on its slice: enters `shard_map` with arguments that are whole."""
+def over_devices(
+    function: Callable[[*_Arguments], _Result],
+    split: Split,
+    arguments: tuple[*_Arguments],
+    specs: tuple[object, ...],
+    out_specs: PartitionSpec,
+) -> _Result:
+    """function(*arguments), by every device on its slice: enters `shard_map` with arguments that are whole.
+
+    `specs` are the arguments again, with a `PartitionSpec` in the place of arrays.
+    """
     mesh = split.mesh or jax.sharding.get_abstract_mesh()
     specs = jax.tree.map(
         lambda spec, part: jax.tree.map(lambda _: spec, part),
@@ -296,7 +316,7 @@ def over_devices(function: Callable[..., Any], split: Split, arguments: Any, spe
     return jax.shard_map(function, mesh=split.mesh, in_specs=specs, out_specs=out_specs)(*arguments)
 
 
-def aligned(tree: Any) -> Any:
+def aligned(tree: _Tree) -> _Tree:
     """Arrays that broadcast to one shape, all split over the Explicit mesh as the first that has it is."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
     ndim = max(map(jnp.ndim, leaves), default=0)
@@ -306,7 +326,7 @@ def aligned(tree: Any) -> Any:
         return tree
     mesh = _mesh_of_types(*leaves) or jax.sharding.get_abstract_mesh()
 
-    def follow(array):
+    def follow(array: HeldArray) -> HeldArray:
         axes = split[ndim - jnp.ndim(array) :]
         names = [() if length == 1 else axis for axis, length in zip(axes, jnp.shape(array), strict=True)]
         return _retype(array, mesh, PartitionSpec(*names))
@@ -314,13 +334,13 @@ def aligned(tree: Any) -> Any:
     return jax.tree.map(follow, tree)
 
 
-def whole(array: Any) -> Any:
+def whole(array: HeldArray) -> HeldArray:
     """The array on every device, of an Explicit mesh that splits it."""
     mesh = _mesh_of_types(array) or jax.sharding.get_abstract_mesh()
     return _retype(array, mesh, PartitionSpec())
 
 
-def _retype(array: Any, mesh: AbstractMesh, spec: PartitionSpec) -> Any:
+def _retype(array: HeldArray, mesh: AbstractMesh, spec: PartitionSpec) -> HeldArray:
     """The array split over the Explicit axes of the mesh as its type must say before `shard_map` takes it."""
     explicit = _explicit_axes(mesh)
     wanted = [tuple(name for name in _entry(entry) if name in explicit) for entry in spec]

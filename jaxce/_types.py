@@ -17,6 +17,7 @@ class HoldsArray(Protocol):
     def __jax_array__(self) -> jax.Array: ...
 
 
+HeldArray = jax.Array | np.ndarray  # what the door makes of an `ArrayLike`
 ArrayLike = jax.Array | np.ndarray | np.generic | HoldsArray
 AxisName = str | tuple[str, ...] | list[str]
 RowAxisNames = AxisName | jax.sharding.PartitionSpec

@@ -1,24 +1,26 @@
 """What XLA:CPU has to be told; no mathematics. Elsewhere each of these is what its name says, and no more."""
 
-from typing import Any
+from typing import TypeVar
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Integer
 
+_Values = TypeVar("_Values")
 _Class = Float[Array, " classes"]
 _Number = Float[Array, ""]
+_Label = Integer[Array, ""]
 
 
-def keep(values: Any) -> Any:
+def keep(values: _Values) -> _Values:
     """The values, which nothing sees through: what makes them is not merged with what reads them."""
     return lax.optimization_barrier(values)
 
 
-def apart(values: Any, count: int) -> list[Any]:
+def apart(values: _Values, count: int) -> list[_Values]:
     """The values for one sum after another: XLA:CPU would write out, for every class, what two sums share."""
 
-    def barred(values):
+    def barred(values: _Values) -> list[_Values]:
         copies = [values]
         for _ in range(count - 1):
             copies.append(keep(copies[-1]))
@@ -35,26 +37,26 @@ def sum_alone(values: _Class) -> _Number:
     return jnp.where(jnp.isnan(total), jnp.nan, total)  # a selection ends the loop
 
 
-def zero_at(values: _Class, label: Integer[Array, ""], *, shares_exp: bool) -> _Class:
+def zero_at(values: _Class, label: _Label, *, shares_exp: bool) -> _Class:
     """`values` with 0 at the label's class, if it is one of them."""
 
-    def select(values, label):
+    def select(values: _Class, label: _Label) -> _Class:
         return jnp.where(_is_label(values, label), 0, values)
 
-    def scatter(values, label):
+    def scatter(values: _Class, label: _Label) -> _Class:
         return values.at[label].set(0, mode="drop", wrap_negative_indices=False)
 
     # XLA:CPU writes out what it scatters into, and so shares it.
     return lax.platform_dependent(values, label, cpu=scatter, default=select) if shares_exp else select(values, label)
 
 
-def add_at(values: _Class, label: Integer[Array, ""], number: _Number, *, is_final: bool) -> _Class:
+def add_at(values: _Class, label: _Label, number: _Number, *, is_final: bool) -> _Class:
     """`values` with a number added at the label's class, if it is one of them; `is_final` if nothing is done to it."""
 
-    def select(values, label, number):
+    def select(values: _Class, label: _Label, number: _Number) -> _Class:
         return values + jnp.where(_is_label(values, label), number, 0)
 
-    def scatter(values, label, number):
+    def scatter(values: _Class, label: _Label, number: _Number) -> _Class:
         return values.at[label].add(number, mode="drop", wrap_negative_indices=False)
 
     # Accelerators fuse the comparison into what comes next. XLA:CPU's loop takes longer with one in it.
@@ -63,5 +65,5 @@ def add_at(values: _Class, label: Integer[Array, ""], number: _Number, *, is_fin
     return lax.platform_dependent(values, label, number, cpu=scatter, default=select)
 
 
-def _is_label(values: _Class, label: Integer[Array, ""]) -> Bool[Array, " classes"]:
+def _is_label(values: _Class, label: _Label) -> Bool[Array, " classes"]:
     return jnp.arange(values.shape[0], dtype=label.dtype) == label
