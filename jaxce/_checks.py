@@ -112,18 +112,17 @@ def report_losses(losses: HeldArray, weights: HeldArray | None, where: HeldArray
         _report_weights(weights, where)
 
 
-def read_labels(
-    labels: Array, counts: HeldArray | None, inputs: ClassInputs
-) -> tuple[Array, HeldArray | None, Array]:
+def read_labels(labels: Array, counts: HeldArray | None, inputs: ClassInputs) -> tuple[Array, Array | None, Array]:
     """Labels of a dtype that no class number overflows, the rows that count, and which of the labels are classes."""
+    mask = None if counts is None else jnp.asarray(counts)
     if not _is_cut(labels):
         labels = widen(labels)  # first, as XLA:CPU may compare labels of 2 bits wrongly
     if inputs.ignore_index is not None:
         with _without_cutting(labels):
             kept = labels != np.asarray(inputs.ignore_index, labels.dtype)  # of a Python number JAX would make an int32
-        counts = kept if counts is None else counts & kept
+        mask = kept if mask is None else mask & kept
     labels = widen(labels)
-    return labels, counts, (labels >= 0) & (labels < inputs.classes.number)
+    return labels, mask, (labels >= 0) & (labels < inputs.classes.number)
 
 
 def widen(labels: Array) -> Array:

@@ -1,6 +1,6 @@
 """The distance between two models' predictions."""
 
-from typing import Any, NamedTuple, SupportsIndex, Unpack, overload
+from typing import NamedTuple, SupportsIndex, Unpack, overload
 
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -18,6 +18,7 @@ from jaxce._rows import Rows
 from jaxce._types import (
     AxisName,
     DistillationOptions,
+    HeldArray,
     Logits,
     PerRow,
     Reduction,
@@ -117,10 +118,10 @@ def distillation_loss(
 class Distillation(NamedTuple):
     """The distillation loss per row, before the weights of rows; the teacher's logits are the rows' targets."""
 
-    temperature: Any
+    temperature: HeldArray
 
     def __call__(self, rows: Rows) -> PerRow:
-        temperature = self.temperature.astype(rows.dtype)
+        temperature = jnp.asarray(self.temperature, rows.dtype)
         real = rows.classes.real(rows.logits.shape[-1])
         of_rows = (temperature, rows.counts, real, rows.classes)
         if isinstance(rows.logits, LinearLogits) or isinstance(rows.targets, LinearLogits):

@@ -5,18 +5,20 @@ a difference of two of its losses has no digits left where student and teacher a
 a row of a student's and a teacher's logits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from jaxce._autodiff import rule
 from jaxce._conventions import accumulator, silence, without_padding
 from jaxce._head import (
+    Start,
     add_block,
     block_of,
     classes_per_block,
@@ -80,7 +82,7 @@ class Pair(NamedTuple):
     teacher: _Class
     temperature: Float[Array, ""]
     counts: Bool[Array, ""] | None
-    real: Any
+    real: Array | int | None
     classes: Classes
 
 
@@ -108,11 +110,14 @@ class Part(NamedTuple):
 
     maxima: tuple[_Number, _Number]
     masses: tuple[_Number, _Number]
-    log_ratio: Any
-    divergence: Any
+    log_ratio: Any  # a _Number; of a single class 0
+    divergence: Any  # a _Number; of a single class None
 
 
-def _merge(copies: list[tuple[Part, Any, Any]], total: Callable[[Any], Any]) -> Part:
+_Copy = tuple[Part, tuple[_Number, _Number], _Number]
+
+
+def _merge(copies: Sequence[_Copy], total: Callable[[Any], Any]) -> Part:
     """The part that parts make up.
 
     Where one of the two has no mass at all, the divergence is of no meaning, and no part larger than this reads it.
@@ -176,7 +181,8 @@ def _differences(p: _Number, q: _Number, r: _Number) -> tuple[_Number, _Number]:
 def _part(pair: Pair) -> Part:
     """The classes of a row, or of a slice of it, as one part."""
     dtype = pair.temperature.dtype
-    maxima = tuple(row_maximum(logits, dtype) for logits in _logits(pair))
+    student, teacher = _logits(pair)
+    maxima = row_maximum(student, dtype), row_maximum(teacher, dtype)
     one = jnp.ones((), dtype)
     copies = [
         (Part(_logits(pair), (one, one), 0, None), maxima, pair.temperature)
@@ -185,14 +191,14 @@ def _part(pair: Pair) -> Part:
     return _merge(copies, lambda terms: jax.tree.map(jnp.sum, terms))
 
 
-def _join(left: Part, right: Part, temperature: Any) -> Part:
+def _join(left: Part, right: Part, temperature: _Number) -> Part:
     """The part that two parts of a row make up."""
     maxima = jax.tree.map(jnp.maximum, left.maxima, right.maxima)
     both = jax.tree.map(lambda *numbers: jnp.stack(numbers), left, right)
     return _merge([(both, maxima, temperature)] * 4, lambda terms: jax.tree.map(lambda term: term[0] + term[1], terms))
 
 
-def _distance(part: Part, temperature: Any, classes: Classes) -> Distance:
+def _distance(part: Part, temperature: _Number, classes: Classes) -> Distance:
     """What a row's part says, once it has been merged over the devices."""
     if classes.axes:
         part = _merge([(part, lax.pmax(part.maxima, classes.axes), temperature)] * 4, classes.sum)
@@ -201,7 +207,7 @@ def _distance(part: Part, temperature: Any, classes: Classes) -> Distance:
 
 
 def _gradient(
-    logits: tuple[_Class, _Class], temperature: Any, distance: Distance, cotangents: Distance
+    logits: tuple[_Class, _Class], temperature: _Number, distance: Distance, cotangents: Distance
 ) -> tuple[_Class, _Class, _Number]:
     """The rule's gradient by the logits of a row at the classes at hand, and what these add to the temperature's."""
     (divergence, log_ratio, log_sums, maxima), (z, t) = distance, logits
@@ -252,36 +258,40 @@ def _backward(pairs: Pair, distance: Distance, cotangents: Distance) -> Pair:
 measure_pairs = rule(_forward, _backward)
 
 
+# Logits, and what makes of a gradient by them that by what they consist of.
+_Held = tuple[Array, Callable[[Array], LinearLogits | Array]]
+
+
 class Heads(NamedTuple):
     """The inputs of the rule where student, teacher or both are lazy: a `Pair` for all rows."""
 
-    student: Any  # LinearLogits, or Float[Array, "rows classes"] beside them
-    teacher: Any
+    student: LinearLogits | Float[Array, "rows classes"]
+    teacher: LinearLogits | Float[Array, "rows classes"]
     temperature: Float[Array, ""]
     counts: Bool[Array, " rows"] | None
-    real: Any
+    real: Array | int | None
     classes: Classes
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> np.dtype:
         """The dtype of the arithmetic."""
         return accumulator(self.student, self.teacher)
 
     @property
     def classes_per_block(self) -> int:
         """By the student's word, if it is lazy, and else by the teacher's."""
-        return classes_per_block(self.student if isinstance(self.student, LinearLogits) else self.teacher)
+        return classes_per_block(next(head for head in self[:2] if isinstance(head, LinearLogits)))
 
-    def block(self, start: Any, size: int) -> "Heads":
+    def block(self, start: Start, size: int) -> "Heads":
         """The same rows over some of the classes."""
         student, teacher = (block_of(head, start, size) for head in (self.student, self.teacher))
         return self._replace(student=student, teacher=teacher, real=None if self.real is None else self.real - start)
 
-    def logits(self) -> tuple[tuple[Array, Any], tuple[Array, Any]]:
+    def logits(self) -> tuple[_Held, _Held]:
         """The logits of student and teacher, and what makes of a gradient by them that by what they consist of."""
         return self._held(self.student), self._held(self.teacher)
 
-    def _held(self, block: Any) -> tuple[Array, Any]:
+    def _held(self, block: LinearLogits | Array) -> "_Held":
         if not isinstance(block, LinearLogits):
             logits = without_padding(silence(self.counts, block.astype(self.dtype)), self.real, -jnp.inf)
             return logits, lambda d_logits: d_logits
@@ -340,7 +350,7 @@ def _backward_of_heads(heads: Heads, distance: Distance, cotangents: Distance) -
 
 # Under checkpoint: a derivative of the loop must not keep what the blocks are made of.
 @partial(jax.checkpoint, prevent_cse=False, static_argnums=4)
-def _gradient_of_block(heads: Heads, distance: Distance, cotangents: Distance, start: Any, size: int) -> Heads:
+def _gradient_of_block(heads: Heads, distance: Distance, cotangents: Distance, start: Start, size: int) -> Heads:
     block, temperature = heads.block(start, size), heads.temperature.astype(heads.dtype)
     (z, by_student), (t, by_teacher) = block.logits()
     d_z, d_t, d_temperature = jax.vmap(_gradient, in_axes=(0, None, 0, 0))((z, t), temperature, distance, cotangents)

@@ -4,11 +4,12 @@ A formula is a pytree of its settings that is called with `Rows` and returns the
 sees no reduction and no mesh, and does not know whether its logits are held.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from jaxce._forward_gradient import total_loss
 from jaxce._inputs import ClassInputs
@@ -16,6 +17,7 @@ from jaxce._logits import LinearLogits
 from jaxce._mesh import over_axes
 from jaxce._reduction import MeanParts, reduce_rows, total_weight
 from jaxce._rows import Rows, on_slices, read_classes
+from jaxce._types import MaskPerRow, PerRow
 
 
 @partial(jax.jit, static_argnames="reduction", inline=True)
@@ -26,14 +28,14 @@ def reduce_formula(formula, inputs, *, reduction):
         rows, axes = read_classes(inputs), inputs.split.row_axes
         if reduction != "none" and not _recomputes(inputs):
             return _reduce_with_gradients(formula, rows, axes, reduction)
-        reduced: Any = reduce_rows(formula(rows), *_row_weights(rows), axes=axes, reduction=reduction)
+        reduced = reduce_rows(formula(rows), *_row_weights(rows), axes=axes, reduction=reduction)
         shape = inputs.rows_shape
         return jnp.reshape(reduced, shape) if reduction == "none" and reduced.shape != shape else reduced
 
     return on_slices(reduce_slice, inputs, formula, per_row=reduction == "none")
 
 
-def _row_weights(rows: Rows) -> tuple[Any, Any, Any]:
+def _row_weights(rows: Rows) -> tuple[MaskPerRow | None, PerRow | None, PerRow | None]:
     return rows.counts, rows.weights, rows.label_weights
 
 
@@ -43,13 +45,15 @@ def _recomputes(inputs: ClassInputs) -> bool:
     By the first lazy logits' word, and without one by the rule that `LinearLogits` states. Logits that are held are
     there for the backward pass.
     """
-    lazy: Any = next((logits for logits in (inputs.logits, inputs.targets) if isinstance(logits, LinearLogits)), None)
+    lazy = next((logits for logits in (inputs.logits, inputs.targets) if isinstance(logits, LinearLogits)), None)
     if lazy is None:
         return True
     return lazy.kernel.dtype.itemsize < 4 if lazy.recompute is None else lazy.recompute
 
 
-def _reduce_with_gradients(formula: Any, rows: Rows, axes: tuple[str, ...], reduction: str) -> Any:
+def _reduce_with_gradients(
+    formula: Callable[[Rows], PerRow], rows: Rows, axes: tuple[str, ...], reduction: str
+) -> Array | MeanParts:
     """Reduces to a scalar whose gradients are made in the forward pass."""
     weight = over_axes(total_weight(rows.logits.shape[0], rows.dtype, *_row_weights(rows)), axes)
     if reduction in ("mean", "ratio"):

@@ -6,8 +6,8 @@ all rows are added up before anyone asks for them, which is only right for a sum
 number, by which the gradients are multiplied afterwards.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jaxce._head import block_size, cut, finish, head_gradient, over_blocks, pro
 from jaxce._logits import LinearLogits
 from jaxce._mesh import over_axes, vary, varying
 from jaxce._rows import Rows
+from jaxce._types import PerRow
 
 _OF_ROWS = {
     "hidden",
@@ -29,8 +30,10 @@ _OF_ROWS = {
     "weights",
 }  # fields with an axis of rows; all others are shared
 
+_Formula = Callable[[Rows], PerRow]  # a pytree of its settings
 
-def total_loss(loss: Any, rows: Rows) -> Float[Array, ""]:
+
+def total_loss(loss: _Formula, rows: Rows) -> Float[Array, ""]:
     """The sum of the rows' weighed losses.
 
     Without a derivative this computes no gradient. First derivatives, in both modes, are made by blocks of rows; all
@@ -85,7 +88,7 @@ def total_loss(loss: Any, rows: Rows) -> Float[Array, ""]:
     return total(*leaves)
 
 
-def _weighed_sum(loss: Any, rows: Rows) -> Float[Array, ""]:
+def _weighed_sum(loss: _Formula, rows: Rows) -> Float[Array, ""]:
     losses = loss(rows)
     return jnp.sum(losses if rows.weights is None else losses * rows.weights)
 
@@ -115,7 +118,7 @@ def _by_blocks(leaves, structure, of_rows, moving) -> tuple[Float[Array, ""], li
     return over_blocks(of_block, add, (zero, nothing), rows.logits.shape[0], _rows_per_block(rows))
 
 
-def _value_and_gradients(loss: Any, rows: Rows) -> tuple[Float[Array, ""], tuple[Any, Rows]]:
+def _value_and_gradients(loss: _Formula, rows: Rows) -> tuple[Float[Array, ""], tuple[_Formula, Rows]]:
     """The sum over a block of rows whose logits are held, and its gradient by all of loss and rows."""
     lazy = _lazy(rows)
     products = {name: project(head, rows.counts, rows.dtype) for name, head in lazy.items()}
@@ -139,7 +142,7 @@ def _lazy(rows: Rows) -> dict[str, LinearLogits]:
     return {name: part for name, part in pair.items() if isinstance(part, LinearLogits)}
 
 
-def _widen_shared(loss: Any, rows: Rows) -> tuple[Any, Rows]:
+def _widen_shared(loss: _Formula, rows: Rows) -> tuple[_Formula, Rows]:
     """Small floating leaves in the dtype of the arithmetic, so that sums over blocks of their gradients are exact."""
 
     def widen(array):

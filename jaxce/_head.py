@@ -5,13 +5,15 @@ merges the slices of the rows, one block of classes after another, and the backw
 applies the rule of `_rule` to it and multiplies the result into the gradients of hidden and kernel.
 """
 
+import operator
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.core import max_dim, min_dim
 from jaxtyping import Array, Bool, Float, Integer
@@ -22,26 +24,29 @@ from jaxce._logits import LinearLogits
 from jaxce._mesh import Classes, vary, varying
 from jaxce._rule import ROW_AXES, Numbers, Row, numbers_of, row_maximum, slice_gradient, slice_row, sum_rows
 from jaxce._slice import empty, merge, merge_devices
+from jaxce._types import HeldArray
 from jaxce._xla import keep
 
 _PerRow = Float[Array, " rows"]
 _PerClass = Float[Array, " classes"]
 _Carry = TypeVar("_Carry")
+_Block = TypeVar("_Block")
+Start = Array | int
 
 
 class HeadRows(NamedTuple):
     """The inputs of the rule: a `Row` for all rows of a head."""
 
-    head: Any  # LinearLogits
+    head: LinearLogits
     targets: Integer[Array, " rows"] | Float[Array, "rows classes"]
     target_weights: _PerClass | None
     class_vector: _PerClass | None
     counts: Bool[Array, " rows"] | None
-    real: Any
+    real: Array | int | None
     classes: Classes
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> np.dtype:
         """The dtype of the arithmetic."""
         return accumulator(self.head, self.targets, self.target_weights, self.class_vector)
 
@@ -50,7 +55,7 @@ class HeadRows(NamedTuple):
         """Whether the targets are classes, and not distributions."""
         return self.targets.ndim == 1
 
-    def block(self, start: Any, size: int) -> "HeadRows":
+    def block(self, start: Start, size: int) -> "HeadRows":
         """The same rows over some of the classes."""
         return HeadRows(
             block_of(self.head, start, size),
@@ -86,15 +91,8 @@ def _backward(rows: HeadRows, numbers: Numbers, cotangents: Numbers) -> HeadRows
         return _gradient_of_block(rows, numbers, cotangents, start, size)
 
     def add(gradient, block, start):
-        return HeadRows(
-            add_block(gradient.head, block.head, start),
-            put(gradient.targets, block.targets, start),
-            put(gradient.target_weights, block.target_weights, start),
-            put(gradient.class_vector, block.class_vector, start),
-            None,
-            None,
-            rows.classes,
-        )
+        of_classes = jax.tree.map(partial(put, start=start), gradient._replace(head=None), block._replace(head=None))
+        return of_classes._replace(head=add_block(gradient.head, block.head, start))
 
     zeros = jax.tree.map(
         jnp.zeros_like, rows._replace(counts=None, real=None, targets=None if rows.has_labels else rows.targets)
@@ -106,7 +104,7 @@ def _backward(rows: HeadRows, numbers: Numbers, cotangents: Numbers) -> HeadRows
 
 # Under checkpoint: a derivative of the loop must not keep what the blocks are made of.
 @partial(jax.checkpoint, prevent_cse=False, static_argnums=4)
-def _gradient_of_block(rows: HeadRows, numbers: Numbers, cotangents: Numbers, start: Any, size: int) -> HeadRows:
+def _gradient_of_block(rows: HeadRows, numbers: Numbers, cotangents: Numbers, start: Start, size: int) -> HeadRows:
     block = rows.block(start, size)
     logits, pullback = jax.vjp(finish, project(block.head, rows.counts, rows.dtype), block.head)
     row = _row(block, logits, numbers.maximum)
@@ -125,19 +123,24 @@ def _gradient_of_block(rows: HeadRows, numbers: Numbers, cotangents: Numbers, st
 measure_head = rule(_forward, _backward)
 
 
-def block_of(head: Any, start: Any, size: int) -> Any:
+@overload
+def block_of(head: LinearLogits, start: Start, size: int) -> LinearLogits: ...
+@overload
+def block_of(head: Array, start: Start, size: int) -> Array: ...
+def block_of(head: LinearLogits | Array, start: Start, size: int) -> LinearLogits | Array:
     """The logits of some of the classes; an array of them is cut."""
     if not isinstance(head, LinearLogits):
         return cut(head, start, size)
     return replace(head, kernel=cut(head.kernel, start, size), bias=cut(head.bias, start, size))
 
 
-def classes_per_block(head: Any) -> int:
+def classes_per_block(head: LinearLogits) -> int:
     """How many classes of all rows fit into a block."""
     num_rows, num_classes = head.shape
     per_class = 4 * max_dim(1, num_rows)
-    fitting = max_dim(512, 2**26 // per_class) if head.block_bytes is None else head.block_bytes // per_class
-    return block_size(fitting, num_classes)
+    if head.block_bytes is None:
+        return block_size(max_dim(512, 2**26 // per_class), num_classes)
+    return block_size(operator.index(head.block_bytes) // per_class, num_classes)
 
 
 def block_size(fitting: int, total: int) -> int:
@@ -146,7 +149,11 @@ def block_size(fitting: int, total: int) -> int:
 
 
 def over_blocks(
-    make: Callable[[Any, int], Any], add: Callable[[_Carry, Any, Any], _Carry], carry: _Carry, total: int, size: int
+    make: Callable[[Start, int], _Block],
+    add: Callable[[_Carry, _Block, Start], _Carry],
+    carry: _Carry,
+    total: int,
+    size: int,
 ) -> _Carry:
     """Runs `carry = add(carry, make(start, size), start)` over 0 … total in blocks; the last one may be smaller.
 
@@ -154,7 +161,7 @@ def over_blocks(
     step at least, has one more, in which nothing is done.
     """
 
-    def step(carry, start, size):
+    def step(carry: _Carry, start: Start, size: int) -> _Carry:
         return add(carry, make(start, size), start)
 
     def step_of(carry, i):
@@ -179,14 +186,14 @@ def over_blocks(
     return carry
 
 
-def project(head: Any, counts: Any, dtype: Any) -> Float[Array, "rows classes"]:
+def project(head: LinearLogits, counts: Array | None, dtype: np.dtype) -> Float[Array, "rows classes"]:
     """The product of hidden and kernel, accumulated in at least float32; 0 for rows that do not count."""
     hidden, kernel = _operands(head)
     return silence(counts, _dot(hidden, kernel, 1, 0).astype(dtype))
 
 
 def project_back(
-    d_products: Float[Array, "rows classes"], head: Any, counts: Any
+    d_products: Float[Array, "rows classes"], head: LinearLogits, counts: Array | None
 ) -> tuple[Float[Array, "rows features"], Float[Array, "features classes"]]:
     """The gradients of hidden and kernel, in at least float32, from multiplications in the operands' dtype."""
     hidden, kernel = _operands(head)
@@ -196,43 +203,49 @@ def project_back(
     return d_hidden, _dot(silence(counts, hidden), d_products, 0, 0)
 
 
-def no_gradient(head: Any) -> Any:
+@overload
+def no_gradient(head: LinearLogits) -> LinearLogits: ...
+@overload
+def no_gradient(head: Array) -> Array: ...
+def no_gradient(head: LinearLogits | Array) -> LinearLogits | Array:
     """Zeros to add the gradients of blocks to: hidden's in the dtype of the arithmetic, as every block adds to it."""
     zeros = jax.tree.map(jnp.zeros_like, head)
-    if not isinstance(head, LinearLogits):
-        return zeros
-    hidden: Any = zeros.hidden
-    return replace(zeros, hidden=hidden.astype(accumulator(head)))
+    return replace(zeros, hidden=zeros.hidden.astype(accumulator(head))) if isinstance(zeros, LinearLogits) else zeros
 
 
-def head_gradient(block: Any, d_finish: tuple[Array, Any], counts: Any) -> Any:
+def head_gradient(block: LinearLogits, d_finish: tuple[Array, LinearLogits], counts: Array | None) -> LinearLogits:
     """The gradient of a block of a head, given what the pullback of `finish` returned for it."""
     d_products, d_block = d_finish
     d_hidden, d_kernel = project_back(d_products, block, counts)
     return replace(d_block, hidden=d_hidden, kernel=d_kernel)
 
 
-def add_block(gradient: Any, block: Any, start: Any) -> Any:
+@overload
+def add_block(gradient: LinearLogits, block: LinearLogits, start: Start) -> LinearLogits: ...
+@overload
+def add_block(gradient: Array, block: Array, start: Start) -> Array: ...
+def add_block(gradient: LinearLogits | Array, block: LinearLogits | Array, start: Start) -> LinearLogits | Array:
     """The gradient of logits with that of a block in it."""
-    if not isinstance(gradient, LinearLogits):
-        return put(gradient, block, start)
+    put_in = partial(put, start=start)
+    if not (isinstance(gradient, LinearLogits) and isinstance(block, LinearLogits)):
+        return jax.tree.map(put_in, gradient, block)
     return replace(
         gradient,
         hidden=_add(gradient.hidden, block.hidden),
-        kernel=put(gradient.kernel, block.kernel, start),
-        bias=put(gradient.bias, block.bias, start),
-        softcap=_add(gradient.softcap, block.softcap),
-        temperature=_add(gradient.temperature, block.temperature),
+        kernel=put_in(gradient.kernel, block.kernel),
+        bias=jax.tree.map(put_in, gradient.bias, block.bias),
+        softcap=jax.tree.map(_add, gradient.softcap, block.softcap),
+        temperature=jax.tree.map(_add, gradient.temperature, block.temperature),
     )
 
 
-def rounded(gradient: Any, head: Any) -> Any:
+def rounded(gradient: _Block, head: _Block) -> _Block:
     """The gradient in the dtypes of the head."""
     return jax.tree.map(lambda part, array: part.astype(array.dtype), gradient, head)
 
 
-def _operands(head: Any) -> tuple[Array, Array]:
-    hidden, kernel = head.hidden, head.kernel
+def _operands(head: LinearLogits) -> tuple[Array, Array]:
+    hidden, kernel = jnp.asarray(head.hidden), jnp.asarray(head.kernel)
     is_multiplied = hidden.dtype == kernel.dtype and jnp.finfo(hidden.dtype).bits >= 8  # float4 is by no backend
     dtype = hidden.dtype if is_multiplied else accumulator(hidden, kernel)
     return hidden.astype(dtype), kernel.astype(dtype)
@@ -243,7 +256,7 @@ def _dot(left: Array, right: Array, left_axis: int, right_axis: int) -> Array:
     return lax.dot_general(left, right, contracted, preferred_element_type=accumulator(left, right))
 
 
-def finish(products: Float[Array, "rows classes"], head: Any) -> Float[Array, "rows classes"]:
+def finish(products: Float[Array, "rows classes"], head: LinearLogits) -> Float[Array, "rows classes"]:
     """The logits, from the products of hidden and kernel."""
     logits, dtype = products, products.dtype
     if head.bias is not None:
@@ -297,24 +310,26 @@ def _finite(logits: Array) -> Array:
     return jnp.where(jnp.isinf(logits), 0, logits)
 
 
-def cut(array: Any, start: Any, size: int, axis: int = -1) -> Any:
+@overload
+def cut(array: HeldArray, start: Start, size: int, axis: int = ...) -> Array: ...
+@overload
+def cut(array: None, start: Start, size: int, axis: int = ...) -> None: ...
+def cut(array: HeldArray | None, start: Start, size: int, axis: int = -1) -> Array | None:
     """A block of an array, or None of None."""
-    if array is None or array.shape[axis] == size:
-        return array
-    return lax.dynamic_slice_in_dim(array, start, size, axis)
-
-
-def put(array: Any, block: Any, start: Any, axis: int = -1) -> Any:
-    """The array with a block replaced, in the array's dtype."""
     if array is None:
         return None
-    if array.shape == block.shape:
-        return block.astype(array.dtype)
-    return lax.dynamic_update_slice_in_dim(array, block.astype(array.dtype), start, axis)
+    array = jnp.asarray(array)
+    return array if array.shape[axis] == size else lax.dynamic_slice_in_dim(array, start, size, axis)
 
 
-def _add(total: Any, term: Any) -> Any:
-    return None if total is None else total + term.astype(total.dtype)
+def put(array: HeldArray, block: HeldArray, start: Start, axis: int = -1) -> Array:
+    """The array with a block replaced, in the array's dtype."""
+    block = jnp.asarray(block, array.dtype)
+    return block if array.shape == block.shape else lax.dynamic_update_slice_in_dim(array, block, start, axis)
+
+
+def _add(total: HeldArray, term: HeldArray) -> Array:
+    return jnp.asarray(total) + term.astype(total.dtype)
 
 
 def _row(rows: HeadRows, logits: Float[Array, "rows classes"], maximum: _PerRow) -> Row:

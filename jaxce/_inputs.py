@@ -254,7 +254,9 @@ def _holders(name: str, logits: HeldArray | LinearLogits, axis: int) -> list[Hol
     """Logits, or what a head consists of, as `find_split` takes them."""
     if not isinstance(logits, LinearLogits):
         return [Holder(name, logits, tuple(i for i in range(logits.ndim) if i != axis), axis)]
-    arrays = cast("tuple[HeldArray, HeldArray, HeldArray | None]", (logits.hidden, logits.kernel, logits.bias))  # checked
+    arrays = cast(
+        "tuple[HeldArray, HeldArray, HeldArray | None]", (logits.hidden, logits.kernel, logits.bias)
+    )  # checked
     hidden, kernel, bias = arrays
     of_bias = [] if bias is None else [Holder("bias", bias, classes=0)]
     return [Holder("hidden", hidden, tuple(range(logits.ndim - 1))), Holder("kernel", kernel, classes=1), *of_bias]

@@ -1,14 +1,14 @@
 """Logits that nobody holds: hidden and kernel, standing where an array of logits would."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, SupportsIndex
+from typing import SupportsIndex
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from jaxce._conventions import accumulator
-from jaxce._types import ClassVector, Hidden, Kernel, Scalar
+from jaxce._types import ClassVector, HeldArray, Hidden, Kernel, Scalar
 
 
 @partial(
@@ -16,7 +16,7 @@ from jaxce._types import ClassVector, Hidden, Kernel, Scalar
     data_fields=["hidden", "kernel", "bias", "softcap", "temperature"],
     meta_fields=["block_bytes", "recompute"],
 )
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class LinearLogits:
     r"""The logits hidden · kernel + bias, which are never held: they stand where an array of logits would.
 
@@ -65,19 +65,34 @@ class LinearLogits:
         - Gemma Team, Gemma 2: Improving Open Language Models at a Practical Size, 2024 (soft-capping).
     """
 
-    hidden: Hidden
-    kernel: Kernel
-    bias: ClassVector | None = field(default=None, kw_only=True)
-    softcap: Scalar | None = field(default=None, kw_only=True)
-    temperature: Scalar | None = field(default=None, kw_only=True)
-    block_bytes: SupportsIndex | None = field(default=None, kw_only=True)
-    recompute: bool | None = field(default=None, kw_only=True)
+    hidden: HeldArray
+    kernel: HeldArray
+    bias: HeldArray | None
+    softcap: HeldArray | None
+    temperature: HeldArray | None
+    block_bytes: SupportsIndex | None
+    recompute: bool | None
+
+    def __init__(
+        self,
+        hidden: Hidden,
+        kernel: Kernel,
+        *,
+        bias: ClassVector | None = None,
+        softcap: Scalar | None = None,
+        temperature: Scalar | None = None,
+        block_bytes: SupportsIndex | None = None,
+        recompute: bool | None = None,
+    ):
+        # As they came: where the logits are read, the door makes arrays of them.
+        arrays = {"hidden": hidden, "kernel": kernel, "bias": bias, "softcap": softcap, "temperature": temperature}
+        for name, value in (arrays | {"block_bytes": block_bytes, "recompute": recompute}).items():
+            object.__setattr__(self, name, value)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the logits, (..., V)."""
-        arrays: Any = self
-        return (*arrays.hidden.shape[:-1], arrays.kernel.shape[-1])
+        return (*self.hidden.shape[:-1], self.kernel.shape[-1])
 
     @property
     def ndim(self) -> int:
@@ -85,6 +100,6 @@ class LinearLogits:
         return len(self.shape)
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> np.dtype:
         """The dtype of the logits, which is float64 where hidden, kernel or bias have it, and else float32."""
-        return jnp.dtype(accumulator(self.hidden, self.kernel, self.bias))
+        return accumulator(self.hidden, self.kernel, self.bias)

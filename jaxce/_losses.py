@@ -21,6 +21,7 @@ from jaxce._types import (
     ClassOptions,
     ClassVector,
     Distributions,
+    HeldArray,
     Hidden,
     Kernel,
     Labels,
@@ -159,8 +160,8 @@ def cross_entropy(
 class CrossEntropy(NamedTuple):
     """Cross entropy per row, before the weights of rows; a setting that is None is a term that is not there."""
 
-    label_smoothing: Any = None
-    z_loss: Any = None
+    label_smoothing: HeldArray | None = None
+    z_loss: HeldArray | None = None
 
     def __call__(self, rows: Rows) -> PerRow:
         dtype = rows.dtype
@@ -174,11 +175,11 @@ class CrossEntropy(NamedTuple):
         target_weights = None if rows.has_labels else class_weights
         summary = summarize_rows(rows, class_vector=class_vector, target_weights=target_weights)
         losses = _weigh(label_weights, summary.nll)
-        if self.label_smoothing is not None:
-            epsilon = self.label_smoothing.astype(dtype)
+        if self.label_smoothing is not None and summary.spread is not None:
+            epsilon = jnp.asarray(self.label_smoothing, dtype)
             losses = (1 - epsilon) * losses + epsilon / num_classes * summary.spread
         if self.z_loss is not None:
-            losses += self.z_loss.astype(dtype) * _weigh(label_weights, jnp.square(summary.log_z))
+            losses += jnp.asarray(self.z_loss, dtype) * _weigh(label_weights, jnp.square(summary.log_z))
         return losses
 
 
@@ -397,10 +398,10 @@ def focal_loss(
 class Focal(NamedTuple):
     """Focal loss per row, before the weights of rows."""
 
-    gamma: Any
+    gamma: HeldArray
 
     def __call__(self, rows: Rows) -> PerRow:
-        return _weigh(rows.label_weights, _focal(summarize_rows(rows).nll, self.gamma.astype(rows.dtype)))
+        return _weigh(rows.label_weights, _focal(summarize_rows(rows).nll, jnp.asarray(self.gamma, rows.dtype)))
 
 
 def _focal(nll: PerRow, gamma) -> PerRow:
@@ -513,11 +514,11 @@ def poly_loss(
 class Poly(NamedTuple):
     """Poly-1 loss per row, before the weights of rows."""
 
-    epsilon: Any
+    epsilon: HeldArray
 
     def __call__(self, rows: Rows) -> PerRow:
         nll = summarize_rows(rows).nll
-        return _weigh(rows.label_weights, nll - self.epsilon.astype(rows.dtype) * jnp.expm1(-nll))
+        return _weigh(rows.label_weights, nll - jnp.asarray(self.epsilon, rows.dtype) * jnp.expm1(-nll))
 
 
 def _weigh(label_weights: PerRow | None, losses: PerRow) -> PerRow:

@@ -7,9 +7,10 @@ the rows that count, weights take the dtype of the arithmetic.
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
@@ -20,6 +21,9 @@ from jaxce._logits import LinearLogits
 from jaxce._mesh import Classes
 from jaxce._split import check_same, enter, over_devices
 from jaxce._types import MaskPerRow, PerRow
+
+_Settings = TypeVar("_Settings")
+_Result = TypeVar("_Result")
 
 
 class Rows(NamedTuple):
@@ -38,7 +42,7 @@ class Rows(NamedTuple):
     classes: Classes
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> np.dtype:
         """The dtype of the arithmetic."""
         return accumulator(self.logits, self.targets, self.weights, self.class_weights)
 
@@ -68,12 +72,12 @@ def at_label(values: Array, rows: Rows) -> PerRow:
 
 
 def on_slices(
-    function: Callable[..., Any],
+    function: Callable[[ClassInputs, _Settings], _Result],
     inputs: ClassInputs,
-    settings: Any,
+    settings: _Settings,
     *,
     per_row: bool,
-) -> Any:
+) -> _Result:
     """function(inputs, settings), by every device on its slice where the inputs are whole and split over a mesh.
 
     Args:
@@ -99,7 +103,7 @@ def read_classes(inputs: ClassInputs) -> Rows:
         array if isinstance(array, LinearLogits) else _widened(jnp.asarray(array))
         for array in (inputs.logits, inputs.targets)
     )
-    counts = inputs.where
+    counts = None if inputs.where is None else jnp.asarray(inputs.where)
     valid = None
     if not isinstance(targets, LinearLogits) and jnp.issubdtype(targets.dtype, jnp.integer):
         targets, counts, in_range = read_labels(targets, counts, inputs)

@@ -6,10 +6,11 @@ smoothing, masks of whole losses and reductions live above it and get their grad
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Integer
 
@@ -21,6 +22,7 @@ from jaxce._xla import add_at, apart, keep, sum_alone, zero_at
 
 _Class = Float[Array, " classes"]
 _Number = Float[Array, ""]
+_Result = TypeVar("_Result")
 
 #     z   the logits                          m   max z, a constant to every derivative
 #     t   the target: one-hot of y, or v q    T   Σ_c t_c  (1 for a label)
@@ -60,7 +62,7 @@ class Row(NamedTuple):
     target_weights: _Class | None
     class_vector: _Class | None
     counts: Bool[Array, ""] | None
-    maximum: Any  # Float[Array, ""], or None while it is unknown
+    maximum: _Number
     real: Integer[Array, ""] | int | None
     classes: Classes
 
@@ -142,14 +144,18 @@ def _backward(rows: Row, numbers: Numbers, cotangents: Numbers) -> Row:
     )
 
 
-def over_rows(of_row: Callable[..., Any], num_axes: int, in_axes: Any) -> Callable[..., Any]:
+def over_rows(of_row: Callable[..., _Result], num_axes: int, in_axes: tuple[object, ...]) -> Callable[..., _Result]:
     """A function of one row, of rows along a number of axes."""
     for _ in range(num_axes):
         of_row = jax.vmap(of_row, in_axes=in_axes)
     return of_row
 
 
-def sum_rows(of_rows: Any) -> Any:
+@overload
+def sum_rows(of_rows: Array) -> Array: ...
+@overload
+def sum_rows(of_rows: None) -> None: ...
+def sum_rows(of_rows: Array | None) -> Array | None:
     """What the rows add to the gradient of a vector of classes that they share; None of None."""
     return None if of_rows is None else jnp.sum(of_rows, axis=range(of_rows.ndim - 1))
 
@@ -214,7 +220,7 @@ def slice_gradient(row: Row, numbers: Numbers, cotangents: Any, *, shares_exp: b
     )
 
 
-def _at_label(values: _Class, label: Integer[Array, ""]) -> Any:
+def _at_label(values: _Class, label: Integer[Array, ""]) -> _Number:
     """The value at the label's class, or at one of them where it is none."""
     return values.at[label].get(mode="clip", wrap_negative_indices=False)
 
@@ -231,7 +237,7 @@ def _softmax_minus_1(e, sum_less_1):
 measure = rule(_forward, _backward, beside=partial(_forward, beside_gradient=True), outputs=_outputs)
 
 
-def row_maximum(logits: Array, dtype: Any, real: Any = None) -> Array:
+def row_maximum(logits: Array, dtype: np.dtype, real: Array | int | None = None) -> Array:
     """What slices are measured from: their largest logits, constants to every derivative, and never −inf."""
     largest = lax.stop_gradient(jnp.max(without_padding(logits, real, -jnp.inf), axis=-1))
     maximum = jnp.maximum(largest.astype(dtype), jnp.finfo(dtype).min)

@@ -1,8 +1,9 @@
 """Sums over some of a row's classes: the slices that blocks and devices make, and how they merge into the row."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -39,7 +40,7 @@ class Slice(NamedTuple):
     vector: Moment | None
 
 
-def empty(num_rows: int, dtype: Any, *, has_vector: bool = False) -> Slice:
+def empty(num_rows: int, dtype: np.dtype, *, has_vector: bool = False) -> Slice:
     """The slices of rows that hold no classes."""
     zeros = jnp.zeros(num_rows, dtype)
     moment = Moment(zeros, zeros)
@@ -74,7 +75,7 @@ def merge_devices(part: Slice, classes: Classes) -> Slice:
     gap = maximum - part.maximum
     is_top = gap == 0
     others = jnp.where(is_top, part.sum_less_1, (part.sum_less_1 + 1) * jnp.exp(-gap))
-    moments = [None if moment is None else moment.shifted(gap) for moment in (part.target, part.vector)]
+    moments = part.target.shifted(gap), None if part.vector is None else part.vector.shifted(gap)
     others, tops, (target, vector) = classes.sum((others, is_top.astype(gap.dtype), moments))
     return Slice(maximum, others + (tops - 1), target, vector)
 

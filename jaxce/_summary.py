@@ -141,8 +141,8 @@ def summarize_rows(rows: Rows, *, class_vector: _Class | None = None, target_wei
         measured = measure_head(vary_rule(HeadRows(rows.logits, targets, **shared)))
         numbers = jax.tree.map(lambda number: number.astype(dtype), measured)
     else:
-        of_rows = vary_rule(Row(rows.logits, targets, maximum=None, **shared))
-        numbers = measure(of_rows._replace(maximum=row_maximum(of_rows.logits, dtype, real)))
+        maximum = row_maximum(rows.logits, dtype, real)
+        numbers = measure(vary_rule(Row(rows.logits, targets, maximum=maximum, **shared)))
     maximum, sum_less_1, nll, spread, *_ = (silence(rows.counts, number) for number in numbers)
     log_z = maximum + jnp.log1p(sum_less_1)
     return Summary(log_z, loud(rows.valid, nll), spread)
