@@ -223,7 +223,7 @@ def check_axis(axis: SupportsIndex, name: str, shape: tuple[int, ...]) -> int:
     return axis % len(shape)
 
 
-def check_counts(counts: object) -> HeldArray:
+def check_class_counts(counts: object) -> HeldArray:
     """Checks how often the classes occur."""
     counts = check_real("counts", counts, hint="")
     if counts.ndim != 1 or not counts.shape[0]:

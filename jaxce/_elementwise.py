@@ -5,6 +5,7 @@ from typing import Unpack, overload
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from jaxce._arguments import check_broadcast, check_reduction, check_scalar, present
@@ -14,7 +15,7 @@ from jaxce._eager import one_program
 from jaxce._inputs import ElementInputs, check_elements
 from jaxce._reduction import MeanParts, reduce_rows
 from jaxce._split import aligned
-from jaxce._types import ElementMask, Elements, Reduction, RowOptions, Scalar, ToArray, ToParts
+from jaxce._types import ElementMask, Elements, HeldArray, Reduction, RowOptions, Scalar, ToArray, ToParts
 
 _core = partial(jax.jit, static_argnames="reduction", inline=True)
 
@@ -93,7 +94,9 @@ def binary_cross_entropy(
 
 
 @_core
-def binary_cross_entropy_core(inputs, pos_weight, label_smoothing, *, reduction):
+def binary_cross_entropy_core(
+    inputs: ElementInputs, pos_weight: HeldArray | None, label_smoothing: HeldArray | None, *, reduction: str
+) -> Array | MeanParts:
     """The jitted half of `binary_cross_entropy`."""
     inputs, pos_weight = aligned((inputs, pos_weight))
     z, t, dtype = _read(inputs, None if pos_weight is None or pos_weight.ndim == 0 else pos_weight)
@@ -179,7 +182,9 @@ def binary_focal_loss(
 
 
 @_core
-def _binary_focal_loss(inputs, gamma, alpha, *, reduction):
+def _binary_focal_loss(
+    inputs: ElementInputs, gamma: HeldArray, alpha: HeldArray | None, *, reduction: str
+) -> Array | MeanParts:
     inputs = aligned(inputs)
     z, t, dtype = _read(inputs)
     modulation = jnp.exp(gamma.astype(dtype) * _log_miss(z, t))
@@ -190,17 +195,17 @@ def _binary_focal_loss(inputs, gamma, alpha, *, reduction):
     return _reduce(losses, inputs, dtype, reduction)
 
 
-def _binary(z, t, positive):
+def _binary(z: Array, t: Array, positive: Array) -> Array:
     """The sum positive · t · softplus(−z) + (1−t) · softplus(z), where no mass on an infinite distance is 0."""
 
-    def part(mass, distance):
+    def part(mass: Array, distance: Array) -> Array:
         return mass * jnp.where((mass == 0) & jnp.isposinf(distance), 0, distance)
 
     return positive * part(t, _softplus(-z)) + part(1 - t, _softplus(z))
 
 
 @jax.custom_jvp
-def _softplus(x):
+def _softplus(x: Array) -> Array:
     """log(1 + exp x), with the sigmoid for a derivative: exact where either is small, and at ±inf."""
     return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
 
@@ -208,7 +213,7 @@ def _softplus(x):
 _softplus.defjvps(lambda tangent, _, x: tangent * jax.nn.sigmoid(x))
 
 
-def _log_miss(z, t):
+def _log_miss(z: Array, t: Array) -> Array:
     """log(1 − p_t), where 1 − p_t = t σ(−z) + (1−t) σ(z) may be far below the smallest float.
 
     With s = |z| and τ the target's mass on the side that z leans to, 1 − p_t = σ(s) ((1−τ) + τ exp(−s)). The bracket is
@@ -279,7 +284,7 @@ def mse_loss(
 
 
 @_core
-def mse_loss_core(inputs, *, reduction):
+def mse_loss_core(inputs: ElementInputs, *, reduction: str) -> Array | MeanParts:
     """The jitted half of `mse_loss`."""
     inputs = aligned(inputs)
     predictions, targets, dtype = _read(inputs)
@@ -338,7 +343,7 @@ def l1_loss(
 
 
 @_core
-def l1_loss_core(inputs, *, reduction):
+def l1_loss_core(inputs: ElementInputs, *, reduction: str) -> Array | MeanParts:
     """The jitted half of `l1_loss`."""
     inputs = aligned(inputs)
     predictions, targets, dtype = _read(inputs)
@@ -346,18 +351,19 @@ def l1_loss_core(inputs, *, reduction):
     return _reduce(errors * jnp.sign(errors), inputs, dtype, reduction)  # with the derivative 0 at 0; abs has 1
 
 
-def _read(inputs: ElementInputs, *others):
+def _read(inputs: ElementInputs, *others: HeldArray | None) -> tuple[Array, Array, DTypeLike]:
     """Values and targets in the dtype of the arithmetic, which comes with them; 0 where they do not count."""
     report_elements(inputs)
     dtype = accumulator(inputs.values, inputs.targets, inputs.weights, *others)
-    return *(silence(inputs.where, x.astype(dtype)) for x in (inputs.values, inputs.targets)), dtype
+    values, targets = (silence(inputs.where, x.astype(dtype)) for x in (inputs.values, inputs.targets))
+    return values, targets, dtype
 
 
-def with_ndim(factor: Array, ndim: int) -> Array:
+def with_ndim(factor: HeldArray, ndim: int) -> Array:
     """A factor that broadcasts, with leading axes of length 1 for those that it lacks."""
     return jnp.expand_dims(factor, range(ndim - factor.ndim))
 
 
-def _reduce(losses, inputs: ElementInputs, dtype, reduction):
+def _reduce(losses: Array, inputs: ElementInputs, dtype: DTypeLike, reduction: str) -> Array | MeanParts:
     weights = None if inputs.weights is None else silence(inputs.where, inputs.weights.astype(dtype))
     return reduce_rows(silence(inputs.where, losses), inputs.where, weights, reduction=reduction)

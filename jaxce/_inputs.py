@@ -202,7 +202,7 @@ def check_classes(
             raise ValueError(
                 f"`class_weights` must have shape ({size},), one weight for each class along axis {axis} of "
                 f"`{name}`; got {class_weights.shape}. Weights of rows go into `weights`"
-                f"{_counts_hint(class_weights, rows)}.{slice_hint(class_weights.shape, size)}"
+                f"{_class_counts_hint(class_weights, rows)}.{slice_hint(class_weights.shape, size)}"
             )
     weights, where = check_weights_and_mask(weights, where, rows)
     class_vector = _check_class_vector(class_vector, size)
@@ -453,7 +453,7 @@ def _narrowed(targets: HeldArray, ignore_index: int | None) -> tuple[HeldArray, 
     return np.where(targets == ignore_index, ignored, narrowed), int(ignored)
 
 
-def _counts_hint(class_weights: HeldArray, rows: tuple[int, ...]) -> str:
+def _class_counts_hint(class_weights: HeldArray, rows: tuple[int, ...]) -> str:
     """What may be wrong with class weights of which there are as many as rows."""
     if class_weights.shape != rows or not rows:
         return ""

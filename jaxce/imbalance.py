@@ -5,7 +5,7 @@ costs may be said directly, with `expected_cost`.
 """
 
 from functools import partial
-from typing import Any, Literal, NamedTuple, SupportsIndex, Unpack, overload
+from typing import Literal, NamedTuple, SupportsIndex, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,12 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
-from jaxce._arguments import check_counts, check_log_beta, check_name, check_reduction, check_scalar
+from jaxce._arguments import check_class_counts, check_log_beta, check_name, check_reduction, check_scalar
 from jaxce._checks import report_labels, widen
 from jaxce._conventions import accumulator, loud, silence
 from jaxce._eager import one_program
 from jaxce._formula import reduce_formula
-from jaxce._inputs import LabelInputs, check_classes, check_costs, check_labels, with_dtype_of
+from jaxce._inputs import ClassInputs, LabelInputs, check_classes, check_costs, check_labels, with_dtype_of
 from jaxce._mesh import over_axes
 from jaxce._reduction import MeanParts
 from jaxce._rows import Rows
@@ -28,6 +28,7 @@ from jaxce._types import (
     ClassCounts,
     Costs,
     Distributions,
+    HeldArray,
     Labels,
     Logits,
     PerRow,
@@ -78,12 +79,12 @@ def class_counts(
 
 
 @jax.jit
-def _class_counts(inputs: LabelInputs):
+def _class_counts(inputs: LabelInputs) -> Array:
     report_labels(inputs)
     split, num_classes = inputs.split, inputs.num_classes
 
-    def count_slice(labels, where):
-        labels = widen(jnp.asarray(labels))
+    def count_slice(targets: HeldArray, where: HeldArray | None) -> Array:
+        labels = widen(jnp.asarray(targets))
         in_range = (labels >= 0) & (labels < num_classes)
         counted, wrong = (in_range, ~in_range) if where is None else (in_range & where, ~in_range & where)
         chosen = jnp.where(counted, labels, num_classes)
@@ -150,13 +151,13 @@ def class_weights(
         - Eigen and Fergus, Predicting Depth, Surface Normals and Semantic Labels with a Common Multi-Scale
           Convolutional Architecture, 2015 (median frequency; they count the pixels of images in which a class occurs).
     """
-    counts = check_counts(counts)
+    counts = check_class_counts(counts)
     check_name("scheme", scheme, Scheme)
     return _class_weights(counts, check_log_beta(beta), scheme=scheme)
 
 
 @partial(jax.jit, static_argnames="scheme", inline=True)
-def _class_weights(counts, log_beta, *, scheme):
+def _class_weights(counts: HeldArray, log_beta: HeldArray, *, scheme: Scheme) -> Array:
     n, counted = _fill(counts)
     if scheme == "balanced":
         return _mean(n, counted) / n
@@ -206,26 +207,26 @@ def logit_adjustment(counts: ClassCounts, *, tau: Scalar = 1.0) -> Float[Array, 
     References:
         Menon et al., Long-Tail Learning via Logit Adjustment, 2021.
     """
-    counts = check_counts(counts)
+    counts = check_class_counts(counts)
     tau = check_scalar("tau", tau)
     return _logit_adjustment(counts, tau)
 
 
 @partial(jax.jit, inline=True)
-def _logit_adjustment(counts, tau):
+def _logit_adjustment(counts: HeldArray, tau: HeldArray) -> Array:
     n, counted = _fill(counts)
-    return tau.astype(n.dtype) * jnp.log(n / jnp.sum(jnp.where(counted, n, 0)))
+    return jnp.asarray(tau, n.dtype) * jnp.log(n / jnp.sum(jnp.where(counted, n, 0)))
 
 
-def _fill(counts: Any) -> tuple[Float[Array, " classes"], Bool[Array, " classes"]]:
+def _fill(counts: HeldArray) -> tuple[Float[Array, " classes"], Bool[Array, " classes"]]:
     """Counts without a 0, and which of them were none: all, if none was counted."""
     dtype = accumulator(counts)
-    counts = whole(jnp.asarray(counts)).astype(dtype)
-    counts = jnp.where(jnp.all((counts >= 0) & (counts < jnp.inf)), counts, jnp.nan)
-    counted = counts != 0
+    n = whole(jnp.asarray(counts)).astype(dtype)
+    n = jnp.where(jnp.all((n >= 0) & (n < jnp.inf)), n, jnp.nan)
+    counted = n != 0
     is_any = jnp.any(counted)
-    rarest = jnp.where(is_any, jnp.min(jnp.where(counted, counts, jnp.inf)), 1)
-    return jnp.where(counted, counts, rarest), counted | ~is_any
+    rarest = jnp.where(is_any, jnp.min(jnp.where(counted, n, jnp.inf)), 1)
+    return jnp.where(counted, n, rarest), counted | ~is_any
 
 
 def _mean(values: Float[Array, " classes"], counted: Bool[Array, " classes"]) -> Float[Array, ""]:
@@ -318,7 +319,7 @@ def expected_cost(
 
 
 @partial(jax.jit, static_argnames="reduction", inline=True)
-def _expected_cost(inputs, costs, *, reduction):
+def _expected_cost(inputs: ClassInputs, costs: HeldArray, *, reduction: Reduction) -> Array | MeanParts:
     return reduce_formula(_ExpectedCost(whole(costs)), with_dtype_of(inputs, costs), reduction=reduction)
 
 
@@ -332,7 +333,7 @@ def _expected_cost(inputs, costs, *, reduction):
 class _ExpectedCost(NamedTuple):
     """The expected cost per row, before the weights of rows. The costs are whole where classes are split."""
 
-    costs: Any
+    costs: HeldArray
 
     def __call__(self, rows: Rows) -> PerRow:
         dtype, size, classes = rows.dtype, rows.logits.shape[-1], rows.classes

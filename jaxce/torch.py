@@ -10,79 +10,46 @@ For code that is ported line by line, and for checking a port. Classes are on ax
 - 0 times an infinite distance is 0 (PyTorch: NaN), and an ignored row has gradient 0 even if it holds NaN.
 """
 
-import functools
-import math
-import re
-import warnings
-from collections.abc import Callable
-from typing import Any, Literal, SupportsIndex, TypeVar
+from typing import SupportsIndex
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxce._arguments import (
     as_array,
-    check_axis,
     check_broadcast,
     check_floating,
     check_integer,
-    check_name,
     check_power,
     check_scalar,
     present,
 )
-from jaxce._conventions import accumulator
-from jaxce._elementwise import binary_cross_entropy_core, l1_loss_core, mse_loss_core, with_ndim
+from jaxce._elementwise import l1_loss_core, mse_loss_core
 from jaxce._formula import reduce_formula
-from jaxce._inputs import ClassInputs, check_classes, check_elements, holds
+from jaxce._inputs import check_classes, check_elements
 from jaxce._logits import LinearLogits
 from jaxce._losses import CrossEntropy
-from jaxce._reduction import reduce_rows
 from jaxce._scores import multi_margin_loss_core, nll_loss_core
-from jaxce._split import aligned
+from jaxce._torch import (
+    BatchReduction,
+    Reduction,
+    check_positions,
+    check_reduction,
+    class_axis,
+    ignorable,
+    kl_div_core,
+    over_positions,
+    softmax_along,
+    speaks_torch,
+    weighted_binary_core,
+    without_batch,
+)
 from jaxce._types import ArrayLike, ClassVector, Distributions, Elements, Hidden, Labels, Logits, Scalar
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-_Reduction = Literal["none", "mean", "sum"]
-_BatchReduction = Literal["none", "mean", "sum", "batchmean"]
 
-_NAMES = {
-    "logits": "input",
-    "log_probs": "input",
-    "predictions": "input",
-    "targets": "target",
-    "class_weights": "weight",
-    "hidden": "input",
-    "kernel": "linear_weight",
-    "bias": "linear_bias",
-    "weights": "weight",
-    "axis": "dim",
-}
-_OPTIONS_OF_JAXCE = re.compile(r"`where`|where=|\bdim=|Weights of rows")
-
-
-def _speaks_torch(function: _Function) -> _Function:
-    """Words the errors in the arguments of PyTorch, and leaves out advice that only `jaxce` itself can follow."""
-
-    @functools.wraps(function)
-    def wrapper(*args, **kwargs):
-        try:
-            return function(*args, **kwargs)
-        except (TypeError, ValueError) as error:
-            if not str(error).startswith("`"):
-                raise
-            words = re.sub(r"\b({})\b".format("|".join(_NAMES)), lambda match: _NAMES[match[0]], str(error))
-            fact, *advice = re.split(r"(?<=[.?]) (?=[A-Z])", words)
-            advice = [sentence for sentence in advice if not _OPTIONS_OF_JAXCE.search(sentence)]
-            raise type(error)(" ".join([fact, *advice])) from None
-
-    return wrapper  # pyright: ignore[reportReturnType]
-
-
-@_speaks_torch
+@speaks_torch
 def cross_entropy(
     input: Logits,
     target: Labels | Distributions,
@@ -90,7 +57,7 @@ def cross_entropy(
     size_average: bool | None = None,
     ignore_index: SupportsIndex = -100,
     reduce: bool | None = None,
-    reduction: _Reduction = "mean",
+    reduction: Reduction = "mean",
     label_smoothing: Scalar = 0.0,
 ) -> Array:
     r"""`torch.nn.functional.cross_entropy`. See `jaxce.cross_entropy` for JAX's conventions and more options.
@@ -130,22 +97,22 @@ def cross_entropy(
     References:
         https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.cross_entropy.html
     """
-    how = _check_reduction(reduction, size_average, reduce)
+    how = check_reduction(reduction, size_average, reduce)
     ignore_index = check_integer("ignore_index", ignore_index)
     logits, targets = as_array("logits", input), as_array("targets", target)
     is_distribution = jnp.issubdtype(targets.dtype, jnp.floating)
     inputs = check_classes(
         logits,
-        _without_batch(targets, logits.shape),
-        axis=_class_axis(logits),
+        without_batch(targets, logits.shape),
+        axis=class_axis(logits),
         class_weights=weight,
-        ignore_index=None if is_distribution and ignore_index < 0 else _held(ignore_index, targets),
+        ignore_index=None if is_distribution and ignore_index < 0 else ignorable(ignore_index, targets),
     )
     label_smoothing = check_scalar("label_smoothing", label_smoothing, low=0, high=1)
     return reduce_formula(CrossEntropy(present(label_smoothing)), inputs, reduction=how)
 
 
-@_speaks_torch
+@speaks_torch
 def linear_cross_entropy(
     input: Hidden,
     linear_weight: ArrayLike,
@@ -153,7 +120,7 @@ def linear_cross_entropy(
     *,
     linear_bias: ClassVector | None = None,
     weight: ClassVector | None = None,
-    reduction: _Reduction = "mean",
+    reduction: Reduction = "mean",
     ignore_index: SupportsIndex | None = None,
     label_smoothing: Scalar = 0.0,
 ) -> Array:
@@ -191,7 +158,7 @@ def linear_cross_entropy(
     References:
         https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.linear_cross_entropy.html
     """
-    how = _check_reduction(reduction, None, None)
+    how = check_reduction(reduction, None, None)
     hidden, kernel = check_floating("input", input), check_floating("linear_weight", linear_weight)
     targets = as_array("targets", target)
     num_axes = (1, 2) if kernel.ndim == 2 else (2,)
@@ -201,18 +168,18 @@ def linear_cross_entropy(
             f"axis of `input`; got {kernel.shape} with `input` of shape {hidden.shape}."
         )
     if ignore_index is None:
-        ignored = None if jnp.issubdtype(targets.dtype, jnp.floating) else _held(-100, targets)
+        ignored = None if jnp.issubdtype(targets.dtype, jnp.floating) else ignorable(-100, targets)
     else:
-        ignored = _held(check_integer("ignore_index", ignore_index), targets)
+        ignored = ignorable(check_integer("ignore_index", ignore_index), targets)
     label_smoothing = check_scalar("label_smoothing", label_smoothing, low=0, high=1)
     loss = CrossEntropy(present(label_smoothing))
     if kernel.ndim > 2:
-        inputs, bias = _check_positions(hidden, kernel, linear_bias, targets, weight, ignored)
+        inputs, bias = check_positions(hidden, kernel, linear_bias, targets, weight, ignored)
         arrays = (hidden, kernel, bias, inputs.targets, inputs.class_weights)
-        return _over_positions(loss, arrays, ignore_index=inputs.ignore_index, reduction=how)
+        return over_positions(loss, arrays, ignore_index=inputs.ignore_index, reduction=how)
     inputs = check_classes(
         LinearLogits(hidden, kernel.T, bias=linear_bias),
-        _without_batch(targets, (*hidden.shape[:-1], kernel.shape[0])),
+        without_batch(targets, (*hidden.shape[:-1], kernel.shape[0])),
         class_weights=weight,
         ignore_index=ignored,
         may_be_lazy=True,
@@ -220,53 +187,7 @@ def linear_cross_entropy(
     return reduce_formula(loss, inputs, reduction=how)
 
 
-def _check_positions(
-    hidden: Any, kernel: Any, bias: Any, targets: Any, class_weights: Any, ignore_index: SupportsIndex | None
-) -> tuple[ClassInputs, Any]:
-    """Checks the arguments of a head with a weight for each position, as those of `cross_entropy`, and its bias."""
-    num_classes, *positions, _ = kernel.shape
-    if bias is not None:
-        bias = check_floating("bias", bias)
-        if bias.shape != (num_classes, *positions):
-            raise ValueError(
-                f"`linear_bias` must have shape {(num_classes, *positions)}, that of `linear_weight` without its last "
-                f"axis; got {bias.shape}."
-            )
-    one_number = np.zeros((), accumulator(hidden, kernel))
-    logits = np.broadcast_to(one_number, (hidden.shape[0], num_classes, *positions))
-    inputs = check_classes(
-        logits, targets, axis=1, class_weights=class_weights, ignore_index=ignore_index, name="hidden · kernel"
-    )
-    return inputs, bias
-
-
-@functools.partial(jax.jit, static_argnames=("ignore_index", "reduction"), inline=True)
-def _over_positions(loss, arrays, *, ignore_index, reduction):
-    """The heads of the positions, one after another, so that their memory is that of one."""
-    hidden, kernel, bias, targets, class_weights = arrays
-    num_classes, *positions, width = kernel.shape
-    number = math.prod(positions)
-    kernels = jnp.moveaxis(kernel.reshape(num_classes, number, width), 0, -1)
-    biases = None if bias is None else bias.reshape(num_classes, number).T
-    targets = jnp.moveaxis(targets.reshape(*targets.shape[: -len(positions)], number), -1, 0)
-
-    def at_position(slices):
-        kernel, bias, targets = slices
-        # The logits are made again: else the gradient of hidden would be kept for every position.
-        logits = LinearLogits(hidden, kernel, bias=bias, recompute=True)
-        inputs = check_classes(
-            logits, targets, class_weights=class_weights, ignore_index=ignore_index, may_be_lazy=True
-        )
-        return reduce_formula(loss, inputs, reduction="none" if reduction == "none" else "parts")
-
-    reduced: Any = jax.lax.map(at_position, (kernels, biases, targets))
-    if reduction == "none":
-        return reduced.T.reshape(hidden.shape[0], *positions)
-    parts = jax.tree.map(jnp.sum, reduced)
-    return parts.total if reduction == "sum" else parts.total / parts.weight
-
-
-@_speaks_torch
+@speaks_torch
 def nll_loss(
     input: Logits,
     target: Labels,
@@ -274,7 +195,7 @@ def nll_loss(
     size_average: bool | None = None,
     ignore_index: SupportsIndex = -100,
     reduce: bool | None = None,
-    reduction: _Reduction = "mean",
+    reduction: Reduction = "mean",
 ) -> Array:
     r"""`torch.nn.functional.nll_loss`. See `jaxce.nll_loss`.
 
@@ -307,22 +228,22 @@ def nll_loss(
     References:
         https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.nll_loss.html
     """
-    how = _check_reduction(reduction, size_average, reduce)
+    how = check_reduction(reduction, size_average, reduce)
     ignore_index = check_integer("ignore_index", ignore_index)
     log_probs, targets = as_array("log_probs", input), as_array("targets", target)
     inputs = check_classes(
         log_probs,
         targets.reshape(()) if log_probs.ndim == 1 and targets.shape == (1,) else targets,
-        axis=_class_axis(log_probs),
+        axis=class_axis(log_probs),
         class_weights=weight,
-        ignore_index=_held(ignore_index, targets),
+        ignore_index=ignorable(ignore_index, targets),
         labels_only="nll_loss",
         name="log_probs",
     )
     return nll_loss_core(inputs, reduction=how)
 
 
-@_speaks_torch
+@speaks_torch
 def multi_margin_loss(
     input: Logits,
     target: Labels,
@@ -331,7 +252,7 @@ def multi_margin_loss(
     weight: ClassVector | None = None,
     size_average: bool | None = None,
     reduce: bool | None = None,
-    reduction: _Reduction = "mean",
+    reduction: Reduction = "mean",
 ) -> Array:
     r"""`torch.nn.functional.multi_margin_loss`. See `jaxce.multi_margin_loss`.
 
@@ -365,7 +286,7 @@ def multi_margin_loss(
     References:
         https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.multi_margin_loss.html
     """
-    how = _check_reduction(reduction, size_average, reduce)
+    how = check_reduction(reduction, size_average, reduce)
     logits, targets = as_array("logits", input), as_array("targets", target)
     if logits.ndim > 2:
         raise ValueError(f"`input` must have shape (C,) or (N, C); got {logits.shape}.")
@@ -380,14 +301,14 @@ def multi_margin_loss(
     return loss.reshape(shape) if how == "none" else loss
 
 
-@_speaks_torch
+@speaks_torch
 def binary_cross_entropy_with_logits(
     input: Elements,
     target: Elements,
     weight: Scalar | None = None,
     size_average: bool | None = None,
     reduce: bool | None = None,
-    reduction: _Reduction = "mean",
+    reduction: Reduction = "mean",
     pos_weight: Scalar | None = None,
 ) -> Array:
     r"""`torch.nn.functional.binary_cross_entropy_with_logits`. See `jaxce.binary_cross_entropy`.
@@ -421,29 +342,20 @@ def binary_cross_entropy_with_logits(
     References:
         https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.binary_cross_entropy_with_logits.html
     """
-    how = _check_reduction(reduction, size_average, reduce)
+    how = check_reduction(reduction, size_average, reduce)
     inputs = check_elements("logits", input, target, None, None)
     weight = check_broadcast("weights", weight, inputs.values.shape)
     pos_weight = check_broadcast("pos_weight", pos_weight, inputs.values.shape)
-    return _binary(inputs, weight, pos_weight, reduction=how)
+    return weighted_binary_core(inputs, weight, pos_weight, reduction=how)
 
 
-@functools.partial(jax.jit, static_argnames="reduction", inline=True)
-def _binary(inputs, weight, pos_weight, *, reduction):
-    inputs, weight, pos_weight = aligned((inputs, weight, pos_weight))
-    losses = binary_cross_entropy_core(inputs, pos_weight, None, reduction="none")
-    if weight is not None:
-        losses *= with_ndim(weight, losses.ndim).astype(losses.dtype)
-    return reduce_rows(losses, None, reduction=reduction)
-
-
-@_speaks_torch
+@speaks_torch
 def mse_loss(
     input: Elements,
     target: Elements,
     size_average: bool | None = None,
     reduce: bool | None = None,
-    reduction: _Reduction = "mean",
+    reduction: Reduction = "mean",
     weight: Elements | None = None,
 ) -> Array:
     r"""`torch.nn.functional.mse_loss`. See `jaxce.mse_loss`.
@@ -476,17 +388,17 @@ def mse_loss(
     References:
         https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.mse_loss.html
     """
-    how = _check_reduction(reduction, size_average, reduce)
+    how = check_reduction(reduction, size_average, reduce)
     return mse_loss_core(check_elements("predictions", input, target, weight, None), reduction=how)
 
 
-@_speaks_torch
+@speaks_torch
 def l1_loss(
     input: Elements,
     target: Elements,
     size_average: bool | None = None,
     reduce: bool | None = None,
-    reduction: _Reduction = "mean",
+    reduction: Reduction = "mean",
     weight: Elements | None = None,
 ) -> Array:
     r"""`torch.nn.functional.l1_loss`. See `jaxce.l1_loss`.
@@ -519,17 +431,17 @@ def l1_loss(
     References:
         https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.l1_loss.html
     """
-    how = _check_reduction(reduction, size_average, reduce)
+    how = check_reduction(reduction, size_average, reduce)
     return l1_loss_core(check_elements("predictions", input, target, weight, None), reduction=how)
 
 
-@_speaks_torch
+@speaks_torch
 def kl_div(
     input: Elements,
     target: Elements,
     size_average: bool | None = None,
     reduce: bool | None = None,
-    reduction: _BatchReduction = "mean",
+    reduction: BatchReduction = "mean",
     log_target: bool = False,
 ) -> Array:
     r"""`torch.nn.functional.kl_div`. From logits see `jaxce.distillation_loss`, which is more accurate.
@@ -565,28 +477,14 @@ def kl_div(
     References:
         https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.kl_div.html
     """
-    how = _check_reduction(reduction, size_average, reduce, names=_BatchReduction)
+    how = check_reduction(reduction, size_average, reduce, names=BatchReduction)
     by_batch = reduction == "batchmean"
     how = "sum" if how == "batchmean" else how
     inputs = check_elements("predictions", input, target, None, None)
-    return _kl_div(inputs, log_target=bool(log_target), by_batch=by_batch, reduction=how)
+    return kl_div_core(inputs, log_target=bool(log_target), by_batch=by_batch, reduction=how)
 
 
-@functools.partial(jax.jit, static_argnames=("log_target", "by_batch", "reduction"), inline=True)
-def _kl_div(inputs, *, log_target, by_batch, reduction):
-    from jax.scipy.special import xlogy  # not part of `import jax`
-
-    inputs = aligned(inputs)
-    dtype = accumulator(inputs.values, inputs.targets)
-    log_probs, target = inputs.values.astype(dtype), inputs.targets.astype(dtype)
-    mass = jnp.exp(target) if log_target else target
-    negative_entropy = mass * jnp.maximum(target, jnp.finfo(dtype).min) if log_target else xlogy(target, target)
-    losses = negative_entropy - mass * jnp.where((mass == 0) & jnp.isneginf(log_probs), 0, log_probs)
-    reduced: Any = reduce_rows(losses, None, reduction=reduction)
-    return reduced / losses.shape[0] if by_batch and losses.ndim else reduced
-
-
-@_speaks_torch
+@speaks_torch
 def softmax(
     input: ArrayLike, dim: SupportsIndex | None = None, _stacklevel: int = 3, dtype: DTypeLike | None = None
 ) -> Float[Array, "..."]:
@@ -615,10 +513,10 @@ def softmax(
     References:
         https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.softmax.html
     """
-    return _along(jax.nn.softmax, input, dim, _stacklevel, dtype)
+    return softmax_along(jax.nn.softmax, input, dim, _stacklevel, dtype)
 
 
-@_speaks_torch
+@speaks_torch
 def log_softmax(
     input: ArrayLike, dim: SupportsIndex | None = None, _stacklevel: int = 3, dtype: DTypeLike | None = None
 ) -> Float[Array, "..."]:
@@ -647,54 +545,4 @@ def log_softmax(
     References:
         https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.log_softmax.html
     """
-    return _along(jax.nn.log_softmax, input, dim, _stacklevel, dtype)
-
-
-def _along(function, input, dim, stacklevel, dtype):
-    """Calls a softmax along `dim`."""
-    input = check_floating("logits", input) if dtype is None else as_array("logits", input)
-    if dim is None:
-        dim = 0 if input.ndim in (0, 1, 3) else 1
-        warnings.warn(
-            f"No `dim` was given, and {dim} was chosen for {input.ndim} axes, as PyTorch does. Pass dim={dim}.",
-            stacklevel=stacklevel + 1,
-        )
-    dim = check_axis(dim, "logits", (1,) if input.ndim == 0 else input.shape)
-    return _apply(input, function=function, dim=dim, dtype=None if dtype is None else np.dtype(dtype))
-
-
-@functools.partial(jax.jit, static_argnames=("function", "dim", "dtype"), inline=True)
-def _apply(input, *, function, dim, dtype):
-    values = input.astype(accumulator(input) if dtype is None else dtype)
-    return function(values.reshape(1), axis=dim).reshape(()) if values.ndim == 0 else function(values, axis=dim)
-
-
-def _class_axis(logits: Any) -> int:
-    return 1 if logits.ndim > 1 else 0
-
-
-def _without_batch(target: Any, logits_shape: tuple[int, ...]) -> Any:
-    """The label of a single sample, which may be (1,); of logits (1,) that is the shape of probabilities."""
-    is_label = jnp.issubdtype(target.dtype, jnp.integer) and target.shape == (1,) != logits_shape
-    return target.reshape(()) if is_label and len(logits_shape) == 1 else target
-
-
-def _held(ignore_index: int | None, labels: Any) -> int | None:
-    """None where labels cannot be `ignore_index`, as bytes cannot be PyTorch's −100: then nothing is ignored."""
-    if ignore_index is None or not jnp.issubdtype(labels.dtype, jnp.integer):
-        return ignore_index
-    return ignore_index if holds(labels, ignore_index) else None
-
-
-def _check_reduction(
-    reduction: str,
-    size_average: bool | None,
-    reduce: bool | None,
-    names: Any = _Reduction,
-) -> str:
-    """The name of the reduction here: "ratio" is the mean that is NaN over nothing."""
-    check_name("reduction", reduction, names)
-    if size_average is not None or reduce is not None:
-        by_flags = "sum" if size_average is False else "mean"
-        reduction = "none" if reduce is False else by_flags
-    return "ratio" if reduction == "mean" else reduction
+    return softmax_along(jax.nn.log_softmax, input, dim, _stacklevel, dtype)

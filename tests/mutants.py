@@ -391,8 +391,8 @@ MUTANTS = [
     Mutant(
         "a class that was never counted is one of C",
         "imbalance",
-        "return jnp.where(counted, counts, rarest), counted | ~is_any",
-        "return jnp.where(counted, counts, rarest), counted | True",
+        "return jnp.where(counted, n, rarest), counted | ~is_any",
+        "return jnp.where(counted, n, rarest), counted | True",
         "tests/test_imbalance.py -k never_counted",
     ),
     Mutant(
