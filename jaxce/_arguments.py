@@ -14,17 +14,17 @@ from jaxce._types import HeldArray, Reduction
 
 
 def check_weights_and_mask(
-    weights: object, where: object, shape: tuple[int, ...], holder: str = "the losses"
+    weights: object, where: object, shape: tuple[int, ...], like: str = "the losses"
 ) -> tuple[HeldArray | None, HeldArray | None]:
-    """Checks row weights and mask against the shape of the losses, or what else `holder` is."""
+    """Checks row weights and mask against the shape of the losses, or what else is to be `like`."""
     if weights is not None:
-        weights = check_real("weights", weights)
+        weights = check_numbers("weights", weights)
         if not jnp.issubdtype(weights.dtype, jnp.floating):
             raise TypeError(
                 f"`weights` must have a floating dtype, a factor for each loss; got {weights.dtype}. Cast them if "
                 "that is what they are: weights.astype(jnp.float32). Of ids of segments make a mask: where=ids != 0."
             )
-        check_shape("weights", weights, holder, shape)
+        check_shape("weights", weights, like, shape)
     if where is not None:
         dtype = getattr(where, "dtype", np.dtype(bool))
         if dtype != np.bool_:
@@ -32,7 +32,7 @@ def check_weights_and_mask(
                 f"`where` must be boolean; got {dtype}. Of a mask that is 0 where nothing counts, pass where=mask != 0."
             )
         where = as_array("where", where)
-        check_shape("where", where, holder, shape)
+        check_shape("where", where, like, shape)
     return weights, where
 
 
@@ -42,7 +42,7 @@ def check_broadcast(name: str, value: object, shape: tuple[int, ...]) -> HeldArr
         return None
     if isinstance(value, int | float | np.floating):
         return check_scalar(name, value)
-    value = check_real(name, value)
+    value = check_numbers(name, value)
     lengths = zip(reversed(value.shape), reversed(shape), strict=False)
     if value.ndim > len(shape) or not all(length in (1, wanted) for length, wanted in lengths):
         raise ValueError(
@@ -89,7 +89,7 @@ def check_scalar(
         array = np.asarray(-np.inf if isinstance(value, int) and value < 0 else np.inf)
     if array.shape != ():
         raise ValueError(f"`{name}` must be a scalar; got shape {array.shape}.")
-    if not _is_real(array.dtype):
+    if not _is_numeric(array.dtype):
         raise TypeError(f"`{name}` must be a number; got {array.dtype}.")
     if not isinstance(array, np.ndarray):
         return array
@@ -181,14 +181,14 @@ def check_floating(name: str, value: object) -> HeldArray:
     return array
 
 
-def check_real(name: str, value: object, *, hint: str = " A mask of rows goes into `where`.") -> HeldArray:
+def check_numbers(name: str, value: object, *, hint: str = " A mask of rows goes into `where`.") -> HeldArray:
     value = as_array(name, value)
-    if not _is_real(value.dtype):
+    if not _is_numeric(value.dtype):
         raise TypeError(f"`{name}` must hold real numbers; got {value.dtype}.{hint}")
     return _unwrapped(value)
 
 
-def _is_real(dtype: np.dtype) -> bool:
+def _is_numeric(dtype: np.dtype) -> bool:
     return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
 
 
@@ -225,7 +225,7 @@ def check_axis(axis: SupportsIndex, name: str, shape: tuple[int, ...]) -> int:
 
 def check_class_counts(counts: object) -> HeldArray:
     """Checks how often the classes occur."""
-    counts = check_real("counts", counts, hint="")
+    counts = check_numbers("counts", counts, hint="")
     if counts.ndim != 1 or not counts.shape[0]:
         raise ValueError(f"`counts` must have shape (C,), one number for each class; got {counts.shape}.")
     if not isinstance(counts, np.ndarray):
@@ -247,10 +247,10 @@ def check_log_beta(beta: object) -> HeldArray | np.floating:
     return jnp.where(log_beta < 0, log_beta, jnp.nan)
 
 
-def check_shape(name: str, value: HeldArray, holder: str, shape: tuple[int, ...]) -> None:
+def check_shape(name: str, value: HeldArray, like: str, shape: tuple[int, ...]) -> None:
     if value.shape != shape:
         raise ValueError(
-            f"`{name}` must have the shape of {holder}, {shape}; got {value.shape}. Nothing is broadcast."
+            f"`{name}` must have the shape of {like}, {shape}; got {value.shape}. Nothing is broadcast."
             f"{squeeze_hint(name, value.shape, shape)}"
         )
 

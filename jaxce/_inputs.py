@@ -19,7 +19,7 @@ from jaxce._arguments import (
     check_axis,
     check_floating,
     check_integer,
-    check_real,
+    check_numbers,
     check_scalar,
     check_shape,
     check_temperature,
@@ -190,21 +190,21 @@ def check_classes(
     size = logits.shape[axis]
     if size == 0:
         raise ValueError(f"`{name}` must have at least one class; got shape {logits.shape} with class axis {axis}.")
-    rows = logits.shape[:axis] + logits.shape[axis + 1 :]
+    rows_shape = logits.shape[:axis] + logits.shape[axis + 1 :]
     targets = as_array("targets", targets)
-    _check_target_dtype(targets, logits.shape, rows, axis, name, labels_only)
-    _check_target_shape(targets, logits.shape, rows, axis, name)
+    _check_target_dtype(targets, logits.shape, rows_shape, axis, name, labels_only)
+    _check_target_shape(targets, logits.shape, rows_shape, axis, name)
     if ignore_index is not None:
-        ignore_index = _check_ignore_index(ignore_index, targets, rows)
+        ignore_index = _check_ignore_index(ignore_index, targets, rows_shape)
     if class_weights is not None:
-        class_weights = check_real("class_weights", class_weights)
+        class_weights = check_numbers("class_weights", class_weights)
         if class_weights.shape != (size,):
             raise ValueError(
                 f"`class_weights` must have shape ({size},), one weight for each class along axis {axis} of "
                 f"`{name}`; got {class_weights.shape}. Weights of rows go into `weights`"
-                f"{_class_counts_hint(class_weights, rows)}.{slice_hint(class_weights.shape, size)}"
+                f"{_class_counts_hint(class_weights, rows_shape)}.{slice_hint(class_weights.shape, size)}"
             )
-    weights, where = check_weights_and_mask(weights, where, rows)
+    weights, where = check_weights_and_mask(weights, where, rows_shape)
     class_vector = _check_class_vector(class_vector, size)
     inputs = ClassInputs(
         logits, targets, weights, class_weights, where, axis, class_vector, ignore_index=ignore_index, name=name
@@ -228,14 +228,18 @@ def _check_mesh(inputs: ClassInputs, name: str, on_mesh: OnMesh) -> ClassInputs:
     holders = [
         *of_logits,
         *of_targets,
-        *(Holder(name, array, tuple(range(array.ndim))) for name, array in of_rows.items() if array is not None),
-        *(Holder(name, array, classes=0) for name, array in of_classes.items() if array is not None),
+        *(
+            Holder(name, array, rows_at=tuple(range(array.ndim)))
+            for name, array in of_rows.items()
+            if array is not None
+        ),
+        *(Holder(name, array, classes_at=0) for name, array in of_classes.items() if array is not None),
     ]
     split = find_split(holders, on_mesh.class_axis_name, on_mesh.batch_axis_name)
     check_same(split, of_rows)
     check_rows_vary(split, of_logits[0].array, *of_rows.values())
     if isinstance(targets, LinearLogits):
-        kernel = next(holder for holder in of_targets if holder.classes is not None)
+        kernel = next(holder for holder in of_targets if holder.classes_at is not None)
         check_classes_vary(split.class_axes, f"{inputs.targets_name}.kernel", kernel.array)
     inputs = replace(inputs, split=split)
     if num_classes is not None:
@@ -253,13 +257,17 @@ def _check_mesh(inputs: ClassInputs, name: str, on_mesh: OnMesh) -> ClassInputs:
 def _holders(name: str, logits: HeldArray | LinearLogits, axis: int) -> list[Holder]:
     """Logits, or what a head consists of, as `find_split` takes them."""
     if not isinstance(logits, LinearLogits):
-        return [Holder(name, logits, tuple(i for i in range(logits.ndim) if i != axis), axis)]
+        return [Holder(name, logits, rows_at=tuple(i for i in range(logits.ndim) if i != axis), classes_at=axis)]
     arrays = cast(
         "tuple[HeldArray, HeldArray, HeldArray | None]", (logits.hidden, logits.kernel, logits.bias)
     )  # checked
     hidden, kernel, bias = arrays
-    of_bias = [] if bias is None else [Holder("bias", bias, classes=0)]
-    return [Holder("hidden", hidden, tuple(range(logits.ndim - 1))), Holder("kernel", kernel, classes=1), *of_bias]
+    of_bias = [] if bias is None else [Holder("bias", bias, classes_at=0)]
+    return [
+        Holder("hidden", hidden, rows_at=tuple(range(logits.ndim - 1))),
+        Holder("kernel", kernel, classes_at=1),
+        *of_bias,
+    ]
 
 
 def check_teacher(
@@ -348,7 +356,7 @@ def _check_logits(
 def _check_class_vector(vector: ClassVector | None, num_classes: int) -> HeldArray | None:
     if vector is None:
         return None
-    vector = check_real("class_vector", vector)
+    vector = check_numbers("class_vector", vector)
     if vector.shape != (num_classes,):
         raise ValueError(
             f"`class_vector` must have shape ({num_classes},), one number for each class; got {vector.shape}."
@@ -364,7 +372,7 @@ def with_dtype_of(inputs: ClassInputs, array: HeldArray) -> ClassInputs:
 
 def check_costs(costs: Costs, num_classes: int) -> HeldArray:
     """Checks the price of every mistake."""
-    costs = check_real("costs", costs, hint=" Cast them: costs.astype(jnp.float32).")
+    costs = check_numbers("costs", costs, hint=" Cast them: costs.astype(jnp.float32).")
     if costs.shape != (num_classes, num_classes):
         raise ValueError(
             f"`costs` must have shape ({num_classes}, {num_classes}), a row for each true class and a column for each "
@@ -412,12 +420,12 @@ def holds(labels: HeldArray, ignore_index: int) -> bool:
     return limits.min <= ignore_index <= limits.max
 
 
-def _check_ignore_index(ignore_index: SupportsIndex, targets: HeldArray, rows: tuple[int, ...]) -> int:
+def _check_ignore_index(ignore_index: SupportsIndex, targets: HeldArray, rows_shape: tuple[int, ...]) -> int:
     ignore_index = check_integer("ignore_index", ignore_index)
     if not jnp.issubdtype(targets.dtype, jnp.integer):
         raise ValueError(
             f"`ignore_index` needs class indices, and `targets` are probabilities of shape {targets.shape}. "
-            f"Pass `where`, a boolean mask of shape {rows}, to leave rows out."
+            f"Pass `where`, a boolean mask of shape {rows_shape}, to leave rows out."
         )
     if not holds(targets, ignore_index):
         limits = jnp.iinfo(targets.dtype)
@@ -453,9 +461,9 @@ def _narrowed(targets: HeldArray, ignore_index: int | None) -> tuple[HeldArray, 
     return np.where(targets == ignore_index, ignored, narrowed), int(ignored)
 
 
-def _class_counts_hint(class_weights: HeldArray, rows: tuple[int, ...]) -> str:
+def _class_counts_hint(class_weights: HeldArray, rows_shape: tuple[int, ...]) -> str:
     """What may be wrong with class weights of which there are as many as rows."""
-    if class_weights.shape != rows or not rows:
+    if class_weights.shape != rows_shape or not rows_shape:
         return ""
     return ", and class weights are made of counts: class_weights(class_counts(targets, num_classes))"
 
@@ -463,7 +471,7 @@ def _class_counts_hint(class_weights: HeldArray, rows: tuple[int, ...]) -> str:
 def _check_target_dtype(
     targets: HeldArray,
     logits_shape: tuple[int, ...],
-    rows: tuple[int, ...],
+    rows_shape: tuple[int, ...],
     axis: int,
     name: str,
     labels_only: str | None,
@@ -472,11 +480,11 @@ def _check_target_dtype(
     if labels_only is not None and (shape == logits_shape or not jnp.issubdtype(dtype, jnp.integer)):
         hint = f" Of one-hot vectors it takes the class: targets.argmax({axis})." if shape == logits_shape else ""
         raise TypeError(
-            f"`{labels_only}` is defined for class indices: `targets` must be integers of shape {rows}; "
+            f"`{labels_only}` is defined for class indices: `targets` must be integers of shape {rows_shape}; "
             f"got {dtype} of shape {shape}.{hint}"
         )
     if jnp.issubdtype(dtype, jnp.floating):
-        if shape == rows:
+        if shape == rows_shape:
             raise TypeError(
                 f"`targets` of dtype {dtype} are probabilities and must have the shape of `{name}`, {logits_shape}; "
                 f"got {shape}, the shape of class indices. Class indices are integers: targets.astype(jnp.int32)."
@@ -484,8 +492,8 @@ def _check_target_dtype(
     elif jnp.issubdtype(dtype, jnp.integer):
         if shape == logits_shape:
             raise TypeError(
-                f"`targets` of dtype {dtype} are class indices and must have shape {rows}; got {shape}, the shape of "
-                f"`{name}`. Probabilities and one-hot vectors are floating: targets.astype(jnp.float32)."
+                f"`targets` of dtype {dtype} are class indices and must have shape {rows_shape}; got {shape}, the "
+                f"shape of `{name}`. Probabilities and one-hot vectors are floating: targets.astype(jnp.float32)."
             )
     else:
         wanted = "jnp.float32" if shape == logits_shape else "jnp.int32"
@@ -496,22 +504,22 @@ def _check_target_dtype(
 
 
 def _check_target_shape(
-    targets: HeldArray, logits_shape: tuple[int, ...], rows: tuple[int, ...], axis: int, name: str
+    targets: HeldArray, logits_shape: tuple[int, ...], rows_shape: tuple[int, ...], axis: int, name: str
 ) -> None:
     shape = targets.shape
-    if shape == (rows if jnp.issubdtype(targets.dtype, jnp.integer) else logits_shape):
+    if shape == (rows_shape if jnp.issubdtype(targets.dtype, jnp.integer) else logits_shape):
         return
-    hint = squeeze_hint("targets", shape, rows)
+    hint = squeeze_hint("targets", shape, rows_shape)
     if not hint:
         without = [logits_shape[:i] + logits_shape[i + 1 :] for i in range(len(logits_shape))]
         if shape in without:
             hint = f" Is the class axis another one? Pass axis={without.index(shape)}."
-        elif len(shape) == len(rows) and rows:
+        elif len(shape) == len(rows_shape) and rows_shape:
             shifted = "hidden" if "hidden" in name else name
             hint = f" Were the targets shifted and the {shifted} not?"
     raise ValueError(
-        f"`targets` must have shape {rows} for class indices or {logits_shape} for probabilities, with `{name}` of "
-        f"shape {logits_shape} and class axis {axis}; got {shape}.{hint}"
+        f"`targets` must have shape {rows_shape} for class indices or {logits_shape} for probabilities, with `{name}` "
+        f"of shape {logits_shape} and class axis {axis}; got {shape}.{hint}"
     )
 
 

@@ -68,13 +68,13 @@ UNSPLIT = Split()
 class Holder(NamedTuple):
     """An argument whose type may say how rows and classes are split.
 
-    `rows` are its axes that are axes of the rows, `classes` is the axis of the classes, or None.
+    `rows_at` are its axes that are axes of the rows, `classes_at` is the axis of the classes, or None.
     """
 
     name: str
     array: HeldArray
-    rows: tuple[int, ...] = ()
-    classes: int | None = None
+    rows_at: tuple[int, ...] = ()
+    classes_at: int | None = None
 
 
 def find_split(
@@ -90,16 +90,16 @@ def find_split(
         batch_axis_name: what the caller said.
     """
     first = holders[0]
-    held, num_classes = next(
-        (holder, holder.array.shape[holder.classes]) for holder in holders if holder.classes is not None
+    with_classes, num_classes = next(
+        (holder, holder.array.shape[holder.classes_at]) for holder in holders if holder.classes_at is not None
     )
     typed = _mesh_of_types(*(holder.array for holder in holders))
     named = _split_by_names(batch_axis_name, class_axis_name, typed)
     types = [(holder, _explicit(holder.array)) for holder in holders]
-    of_rows = (tuple(_without(split[axis], named.classes) for axis in holder.rows) for holder, split in types)
+    of_rows = (tuple(_without(split[axis], named.classes) for axis in holder.rows_at) for holder, split in types)
     rows = named.rows or next((split for split in of_rows if any(split)), ())
     taken = tuple(name for names in rows for name in names)
-    of_classes = (_without(split[holder.classes], taken) for holder, split in types if holder.classes is not None)
+    of_classes = (_without(split[holder.classes_at], taken) for holder, split in types if holder.classes_at is not None)
     classes = named.classes or next((names for names in of_classes if names), ())
     names = {*taken, *classes}
     if not names and not any(any(split) for _, split in types):
@@ -108,12 +108,12 @@ def find_split(
     manual = set(mesh.manual_axes)
     if not names <= set(mesh.axis_names):
         raise ValueError(
-            f"`{first.name}` and `{held.name}` are split over {_listed(names)} by their types, and the mesh in force "
+            f"`{first.name}` and `{with_classes.name}` are split over {_listed(names)} by their types, and the mesh in force "
             f"has {_listed(mesh.axis_names)}. Put both on one mesh."
         )
     if not manual:
         split = Split(rows, classes, is_whole=True, mesh=typed)
-        _check_division(split, first, held, num_classes)
+        _check_division(split, first, with_classes, num_classes)
         return split
     if names - manual:
         raise ValueError(
@@ -121,7 +121,7 @@ def find_split(
             f"arguments over {_listed(manual)} alone. Pass it axis_names={{{_listed(names | manual)}}}, and split the "
             "arguments by its in_specs."
         )
-    check_classes_vary(classes, held.name, held.array)
+    check_classes_vary(classes, with_classes.name, with_classes.array)
     return Split(rows, classes)
 
 
@@ -272,8 +272,8 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(reprlib.repr(name) for name in sorted(names))
 
 
-def _check_division(split: Split, first: Holder, held: Holder, num_classes: int) -> None:
-    name, rows = first.name, tuple(first.array.shape[axis] for axis in first.rows)
+def _check_division(split: Split, first: Holder, with_classes: Holder, num_classes: int) -> None:
+    name, rows = first.name, tuple(first.array.shape[axis] for axis in first.rows_at)
     shape = (split.mesh or jax.sharding.get_abstract_mesh()).shape
     if len(split.rows) > len(rows):
         raise ValueError(
@@ -289,7 +289,7 @@ def _check_division(split: Split, first: Holder, held: Holder, num_classes: int)
     count = math.prod(shape[axis] for axis in split.classes)
     if num_classes % count:
         raise ValueError(
-            f"{count} devices along {_listed(split.classes)} cannot share {num_classes} classes of `{held.name}` "
+            f"{count} devices along {_listed(split.classes)} cannot share {num_classes} classes of `{with_classes.name}` "
             f"evenly. Fill them up to {-(-num_classes // count) * count} and pass num_classes={num_classes}."
         )
 

@@ -19,10 +19,10 @@ from jaxce._elementwise import binary_cross_entropy_core, with_ndim
 from jaxce._formula import reduce_formula
 from jaxce._inputs import ClassInputs, ElementInputs, check_classes, holds
 from jaxce._logits import LinearLogits
-from jaxce._losses import CrossEntropy
 from jaxce._reduction import MeanParts, reduce_rows
+from jaxce._rows import Rows
 from jaxce._split import aligned
-from jaxce._types import ArrayLike, ClassVector, HeldArray
+from jaxce._types import ArrayLike, ClassVector, HeldArray, PerRow
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -121,7 +121,7 @@ def check_positions(
 
 @functools.partial(jax.jit, static_argnames=("ignore_index", "reduction"), inline=True)
 def over_positions(
-    loss: CrossEntropy,
+    loss: Callable[[Rows], PerRow],
     arrays: tuple[HeldArray, HeldArray, HeldArray | None, HeldArray, HeldArray | None],
     *,
     ignore_index: int | None,

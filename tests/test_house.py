@@ -23,8 +23,7 @@ ORDER = [
     ["_rows"],
     ["_reduction", "_summary", "_divergence", "_forward_gradient"],
     ["_formula", "_scores", "_elementwise"],
-    ["_losses", "_distillation"],
-    ["_torch"],
+    ["_losses", "_distillation", "_torch"],
     ["imbalance", "torch"],
     ["__init__"],
 ]
