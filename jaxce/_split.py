@@ -108,8 +108,8 @@ def find_split(
     manual = set(mesh.manual_axes)
     if not names <= set(mesh.axis_names):
         raise ValueError(
-            f"`{first.name}` and `{with_classes.name}` are split over {_listed(names)} by their types, and the mesh in force "
-            f"has {_listed(mesh.axis_names)}. Put both on one mesh."
+            f"`{first.name}` and `{with_classes.name}` are split over {_listed(names)} by their types, and the mesh in "
+            f"force has {_listed(mesh.axis_names)}. Put both on one mesh."
         )
     if not manual:
         split = Split(rows, classes, is_whole=True, mesh=typed)
@@ -289,8 +289,9 @@ def _check_division(split: Split, first: Holder, with_classes: Holder, num_class
     count = math.prod(shape[axis] for axis in split.classes)
     if num_classes % count:
         raise ValueError(
-            f"{count} devices along {_listed(split.classes)} cannot share {num_classes} classes of `{with_classes.name}` "
-            f"evenly. Fill them up to {-(-num_classes // count) * count} and pass num_classes={num_classes}."
+            f"{count} devices along {_listed(split.classes)} cannot share {num_classes} classes of "
+            f"`{with_classes.name}` evenly. Fill them up to {-(-num_classes // count) * count} and pass "
+            f"num_classes={num_classes}."
         )
 
 
