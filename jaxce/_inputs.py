@@ -7,7 +7,7 @@ comes out is a pytree that the jitted half of a loss takes.
 import math
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple, SupportsIndex, cast
+from typing import NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -258,16 +258,9 @@ def _holders(name: str, logits: HeldArray | LinearLogits, axis: int) -> list[Hol
     """Logits, or what a head consists of, as `find_split` takes them."""
     if not isinstance(logits, LinearLogits):
         return [Holder(name, logits, rows_at=tuple(i for i in range(logits.ndim) if i != axis), classes_at=axis)]
-    arrays = cast(
-        "tuple[HeldArray, HeldArray, HeldArray | None]", (logits.hidden, logits.kernel, logits.bias)
-    )  # checked
-    hidden, kernel, bias = arrays
-    of_bias = [] if bias is None else [Holder("bias", bias, classes_at=0)]
-    return [
-        Holder("hidden", hidden, rows_at=tuple(range(logits.ndim - 1))),
-        Holder("kernel", kernel, classes_at=1),
-        *of_bias,
-    ]
+    hidden = Holder("hidden", logits.hidden, rows_at=tuple(range(logits.ndim - 1)))
+    of_bias = [] if logits.bias is None else [Holder("bias", logits.bias, classes_at=0)]
+    return [hidden, Holder("kernel", logits.kernel, classes_at=1), *of_bias]
 
 
 def check_teacher(

@@ -143,6 +143,6 @@ def summarize_rows(rows: Rows, *, class_vector: _Class | None = None, target_wei
     else:
         maximum = row_maximum(rows.logits, dtype, real)
         numbers = measure(vary_rule(Row(rows.logits, targets, maximum=maximum, **shared)))
-    maximum, sum_less_1, nll, spread, *_ = (silence(rows.counts, number) for number in numbers)
-    log_z = maximum + jnp.log1p(sum_less_1)
+    log_z = silence(rows.counts, numbers.maximum) + jnp.log1p(silence(rows.counts, numbers.sum_less_1))
+    nll, spread = silence(rows.counts, numbers.nll), silence(rows.counts, numbers.spread)
     return Summary(log_z, loud(rows.valid, nll), spread)

@@ -1,4 +1,4 @@
-"""Prints the settings that JAX says will be its defaults one day, as assignments for `env`; none where it says nothing."""
+"""Prints what JAX says will be its defaults one day, as assignments for `env`."""
 
 import jax
 
