@@ -204,6 +204,13 @@ def check_integer(name: str, value: SupportsIndex) -> int:
         ) from None
 
 
+def check_bool(name: str, value: object) -> bool:
+    """Checks a setting that says whether something is part of the program."""
+    if not isinstance(value, bool):
+        raise TypeError(f"`{name}` must be True or False, known when the function is traced; got {shown(value)}.")
+    return value
+
+
 def check_power(p: SupportsIndex) -> int:
     """Checks the power of a hinge."""
     p = check_integer("p", p)

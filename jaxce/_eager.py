@@ -10,7 +10,10 @@ from jax.core import eval_context
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
-_STATIC = {"axis", "block_bytes", "ignore_index", "num_classes", "p", "recompute", "reduction", "scheme"}
+_STATIC = {"axis", "block_bytes", "ignore_index", "num_classes", "p", "recompute", "reduction", "scheme"} | {
+    "entropy",
+    "argmax",
+}
 
 
 def one_program(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:

@@ -23,7 +23,7 @@ from jaxce._conventions import accumulator, silence
 from jaxce._logits import LinearLogits
 from jaxce._mesh import Classes, vary, varying
 from jaxce._rule import ROW_AXES, Numbers, Row, numbers_of, row_maximum, slice_gradient, slice_row, sum_rows
-from jaxce._slice import empty, merge, merge_devices
+from jaxce._slice import Asked, empty, merge, merge_devices
 from jaxce._types import HeldArray
 from jaxce._xla import keep
 
@@ -44,6 +44,7 @@ class HeadRows(NamedTuple):
     counts: Bool[Array, " rows"] | None
     real: Array | int | None
     classes: Classes
+    asked: Asked = Asked()
 
     @property
     def dtype(self) -> np.dtype:
@@ -65,6 +66,7 @@ class HeadRows(NamedTuple):
             self.counts,
             None if self.real is None else self.real - start,
             self.classes,
+            self.asked,
         )
 
 
@@ -76,13 +78,15 @@ def _forward(rows: HeadRows) -> Numbers:
         block = rows.block(start, size)
         logits = finish(project(block.head, rows.counts, dtype), block.head)
         maximum = row_maximum(logits, dtype, block.real)
-        return jax.vmap(slice_row, in_axes=(ROW_AXES,))(_row(block, logits, maximum))
+        return jax.vmap(slice_row, in_axes=(ROW_AXES,))(_row(block, logits, maximum)).numbered_from(start)
 
     def add(slices, block, start):
         return merge(slices, block)
 
-    nothing = vary(empty(num_rows, dtype, has_vector=rows.class_vector is not None), varying(rows))
+    nothing = empty(num_rows, dtype, has_vector=rows.class_vector is not None, asked=rows.asked)
+    nothing = vary(nothing, varying(rows))
     part = over_blocks(slice_of_block, add, nothing, num_classes, classes_per_block(rows.head))
+    part = part.numbered_from(rows.classes.start(num_classes))
     return numbers_of(merge_devices(part, rows.classes), has_label=rows.has_labels)
 
 
@@ -117,6 +121,7 @@ def _gradient_of_block(rows: HeadRows, numbers: Numbers, cotangents: Numbers, st
         None,
         None,
         rows.classes,
+        rows.asked,
     )
 
 
@@ -333,5 +338,5 @@ def _add(total: HeldArray, term: HeldArray) -> Array:
 
 
 def _row(rows: HeadRows, logits: Float[Array, "rows classes"], maximum: _PerRow) -> Row:
-    _, targets, target_weights, class_vector, counts, real, classes = rows
-    return Row(logits, targets, target_weights, class_vector, counts, maximum, real, classes)
+    _, targets, target_weights, class_vector, counts, real, classes, asked = rows
+    return Row(logits, targets, target_weights, class_vector, counts, maximum, real, classes, asked)

@@ -17,27 +17,31 @@ from jaxtyping import Array, Bool, Float, Integer
 from jaxce._autodiff import rule
 from jaxce._conventions import silence, without_padding
 from jaxce._mesh import Classes
-from jaxce._slice import Moment, Slice, merge_devices
+from jaxce._slice import Asked, Moment, Slice, argmax_of, merge_devices
 from jaxce._xla import add_at, apart, keep, sum_alone, zero_at
 
 _Class = Float[Array, " classes"]
 _Number = Float[Array, ""]
 _Result = TypeVar("_Result")
+_DEEP = 1000.0  # exp of minus it is 0 in every dtype, and 0 · ∞ is 0
 
 #     z   the logits                          m   max z, a constant to every derivative
 #     t   the target: one-hot of y, or v q    T   Σ_c t_c  (1 for a label)
 #     u   the class vector                    U   Σ_c u_c
 #     L   log Σ_c exp(z_c − m)                p   softmax(z)
+#     D   Σ_c p_c (m − z_c), the mean depth
 #
-#     log_z  = m + L
-#     nll    = Σ_c t_c (m − z_c) + T L
-#     spread = Σ_c u_c (m − z_c) + U L
+#     log_z   = m + L
+#     nll     = Σ_c t_c (m − z_c) + T L
+#     spread  = Σ_c u_c (m − z_c) + U L
+#     entropy = D + L
 #
 # log_z is put together outside the rule: in float32, m = 10000.3 would swallow the digits of L that a loss consists of.
 #
-# With a, b, c the derivatives by L, nll, spread (that by log_z is one by L, m being constant):
+# With a, b, c, d the derivatives by L, nll, spread, entropy (that by log_z is one by L, m being constant):
 #
 #     dz = a p + b (T p − t) + c (U p − u)          softmax minus target, nothing else
+#          + d p ((m − z) − D)                      and for the entropy softmax times depth minus its mean
 #     dt = b (log_z − z)         dq = v dt         dv = q dt         du = c (log_z − z)
 #
 # A target ahead of all others by more than 17 nats has p = 1 in float32, and log_z − z_y = 0. Both are differences that
@@ -47,6 +51,11 @@ _Result = TypeVar("_Result")
 #
 # and with e = exp(z − m):  p = e / (1 + s),  p − 1 = (e − 1) − e s / (1 + s),  T p − t = (T − t) p + t (p − 1). The
 # rule returns s, as p is known to more digits by it than by L.
+#
+# The entropy is a sum of terms that are not negative, log1p(s) + Σ_c e_c (m − z_c) / (1 + s), and of a confident row as
+# exact as s. If the label is behind, s as it stands is a difference, and the entropy needs the sum that leaves the
+# maximum out in its place. Its gradient is exact by D, which for the backward pass is an output of its own: from the
+# entropy and L, the class of the maximum would have it as a difference.
 
 
 class Row(NamedTuple):
@@ -65,6 +74,7 @@ class Row(NamedTuple):
     maximum: _Number
     real: Integer[Array, ""] | int | None
     classes: Classes
+    asked: Asked = Asked()
 
     @property
     def has_label(self) -> bool:
@@ -72,15 +82,15 @@ class Row(NamedTuple):
         return self.target.ndim < self.logits.ndim
 
 
-ROW_AXES = Row(0, 0, None, None, 0, 0, None, None)  # pyright: ignore[reportArgumentType]  # what vmap maps over
+ROW_AXES = Row(0, 0, None, None, 0, 0, None, None, None)  # pyright: ignore[reportArgumentType]  # what vmap maps over
 
 
 class Numbers(NamedTuple):
     """The outputs of the rule. The maximum is a constant to every derivative, and what the sums are measured from.
 
-    The last three are for the backward pass. `lead` is how far the maximum leads a label, m − z_y: with it the gradient
-    at the label is as exact as the loss, even if z is computed anew, to another last bit, by every fusion that reads
-    it. `mass` is the T of a distribution, `vector_mass` is U.
+    `lead`, the masses and `mean_depth` are for the backward pass. `lead` is how far the maximum leads a label, m − z_y:
+    with it the gradient at the label is as exact as the loss, even if z is computed anew, to another last bit, by every
+    fusion that reads it. `mass` is the T of a distribution, `vector_mass` is U. `argmax` has no derivative.
     """
 
     maximum: _Number
@@ -90,6 +100,9 @@ class Numbers(NamedTuple):
     lead: _Number | None
     mass: _Number | None
     vector_mass: _Number | None
+    entropy: _Number | None = None
+    mean_depth: _Number | None = None
+    argmax: Integer[Array, ""] | None = None
 
 
 def numbers_of(part: Slice, *, has_label: bool) -> Numbers:
@@ -100,14 +113,19 @@ def numbers_of(part: Slice, *, has_label: bool) -> Numbers:
         nll = jnp.maximum(nll, 0)  # which rounding may miss
     lead, mass = (part.target.excess, None) if has_label else (None, part.target.mass)
     spread, vector_mass = (None, None) if part.vector is None else (part.vector.distance(log_sum), part.vector.mass)
-    return Numbers(part.maximum, part.sum_less_1, nll, spread, lead, mass, vector_mass)
+    entropy = mean_depth = None
+    if part.depth is not None:
+        mean_depth = part.depth / (1 + part.sum_less_1)
+        entropy = jnp.maximum(mean_depth + log_sum, 0)
+    of_softmax = entropy, mean_depth, argmax_of(part)
+    return Numbers(part.maximum, part.sum_less_1, nll, spread, lead, mass, vector_mass, *of_softmax)
 
 
 def _forward(rows: Row, *, beside_gradient: bool = False) -> Numbers:
     shares_exp = beside_gradient and _shares_exp(rows)
 
     def of_row(row):
-        part = slice_row(row, shares_exp=shares_exp)
+        part = slice_row(row, shares_exp=shares_exp).numbered_from(row.classes.start(row.logits.shape[0]))
         return numbers_of(merge_devices(part, row.classes), has_label=row.has_label)
 
     return over_rows(of_row, rows.logits.ndim - 1, (ROW_AXES,))(rows)
@@ -118,12 +136,14 @@ def _outputs(rows: Row) -> Numbers:
     number = rows.classes.largest(rows.maximum)
     lead, mass = (number, None) if rows.has_label else (None, number)
     of_vector = None if rows.class_vector is None else number
-    return Numbers(number, number, number, of_vector, lead, mass, of_vector)
+    of_entropy = number if rows.asked.entropy else None
+    argmax = number.astype(jnp.int32) if rows.asked.argmax else None
+    return Numbers(number, number, number, of_vector, lead, mass, of_vector, of_entropy, of_entropy, argmax)
 
 
 def _shares_exp(rows: Row) -> bool:
     """Whether XLA:CPU can keep the exponentials of the forward pass for the gradient, in the gradient's own memory."""
-    return rows.has_label and rows.logits.dtype == rows.maximum.dtype
+    return rows.has_label and not rows.asked.entropy and rows.logits.dtype == rows.maximum.dtype
 
 
 def _backward(rows: Row, numbers: Numbers, cotangents: Numbers) -> Row:
@@ -167,7 +187,7 @@ def slice_gradient(row: Row, numbers: Numbers, cotangents: Any, *, shares_exp: b
     """
     dtype = numbers.sum_less_1.dtype
     silenced: Any = [silence(row.counts, number) for number in numbers]
-    maximum, sum_less_1, _, _, lead, mass, vector_mass = silenced
+    maximum, sum_less_1, _, _, lead, mass, vector_mass, _, mean_depth, _ = silenced
     row = _real(row)
     z = silence(row.counts, row.logits.astype(dtype))
 
@@ -185,7 +205,14 @@ def slice_gradient(row: Row, numbers: Numbers, cotangents: Any, *, shares_exp: b
         return jnp.where((mass == 0) & jnp.isneginf(z), 0, distance)
 
     d_target = d_target_weights = d_class_vector = None
-    _, d_sum, d_nll, d_spread, d_lead, d_mass, d_vector_mass = cotangents  # None where the number is
+    # None where the number is, and for the argmax
+    _, d_sum, d_nll, d_spread, d_lead, d_mass, d_vector_mass, d_entropy, d_mean_depth, _ = cotangents
+
+    def by_softmax(depth, e):
+        """Of the entropy, p ((m − z) − D), and of the mean depth, the same less p."""
+        slope = (d_entropy + d_mean_depth) * (jnp.minimum(depth, _DEEP) - mean_depth) - d_mean_depth
+        return slope * _softmax(e, sum_less_1)
+
     d_log_sum = d_sum * (1 + sum_less_1)
     if row.has_label:
         d_logits = (d_log_sum + d_nll) * p
@@ -201,9 +228,13 @@ def slice_gradient(row: Row, numbers: Numbers, cotangents: Any, *, shares_exp: b
     if row.class_vector is not None:
         d_logits += d_spread * by_logits(row.class_vector, vector_mass, e)
         d_class_vector = d_spread * by_mass(row.class_vector) + d_vector_mass
+    if row.asked.entropy:
+        d_logits += by_softmax(maximum - z, e)
     if row.has_label:
         e = jnp.exp(-lead)
         d_on_label = d_log_sum * _softmax(e, sum_less_1) + d_nll * _softmax_minus_1(e, sum_less_1) - d_lead
+        if row.asked.entropy:
+            d_on_label += by_softmax(lead, e)
         if row.class_vector is not None:
             u = _at_label(row.class_vector, row.target)
             # What the sum over classes that leaves the label out has put there is taken back.
@@ -254,34 +285,65 @@ def slice_row(row: Row, *, shares_exp: bool = False) -> Slice:
     """
     row = _real(row)
     dtype = row.maximum.dtype
-    copies, zeros = _copies(row, count=(1 if row.has_label else 4) + (row.class_vector is not None))
+    of_target, of_entropy = (1, 2) if row.has_label else (4, 1)
+    count = of_target + of_entropy * row.asked.entropy + (row.class_vector is not None)
+    copies, zeros = _copies(row, count)
+    here = lead = depth = None
     if row.has_label:
-        num_classes = row.logits.shape[0]
-        here = (row.target >= 0) & (row.target < num_classes)
+        here = (row.target >= 0) & (row.target < row.logits.shape[0])
         if shares_exp:
             e = jnp.exp(silence(row.counts, row.logits) - silence(row.counts, row.maximum))
             e = zero_at(e, row.target, shares_exp=True)
         else:
-            # At most 1, and |c − y| is 0 at the label alone; in integers where float32 may have no more.
-            number = dtype if isinstance(num_classes, int) and num_classes <= 2**24 else row.target.dtype
-            from_label = jnp.abs(jnp.arange(num_classes, dtype=number) - row.target.astype(number))
-            e = jnp.minimum(_exp(copies[0]), from_label.astype(dtype))
+            e = _without_label(_exp(copies[0]), copies[0])
         # The barrier keeps XLA:CPU from widening all logits for the sake of one.
         logit = _at_label(keep(row.logits), row.target)
         lead = jnp.maximum(row.maximum - logit.astype(dtype), 0)
         sum_less_1 = sum_alone(e) + jnp.where(here, jnp.expm1(-lead), -1)
         target_moment = Moment(jnp.where(here, lead, 0), here.astype(dtype))
     else:
-        # x − ⌊x⌋ is x below the maximum and 0 at it: with one maximum, its sum is what is left of the others. There
-        # may be several, or none where a logit that is computed anew is not the maximum to the last bit.
-        total, e = sum_alone(_exp(copies[0])), _exp(copies[1])
-        below = sum_alone(e - jnp.floor(e))
-        sum_less_1 = jnp.where((total - 1.5 < below) & (below < total - 0.5), below, total - 1)
+        sum_less_1 = _without_maximum(sum_alone(_exp(copies[0])), _exp(copies[1]))
         excess = _excess(_effective_target(copies[2], dtype), copies[2], zeros[2])
         target_moment = Moment(excess, sum_alone(_effective_target(copies[3], dtype) + zeros[3]))
+    if row.asked.entropy:
+        depth = _depth(copies[of_target], zeros[of_target], here, lead)
+        if here is not None and lead is not None:
+            # Of a label that is behind the sum is a difference.
+            others = _without_maximum(sum_less_1 + 1, _exp(copies[of_target + 1]))
+            sum_less_1 = jnp.where(here & (lead < 0.5), sum_less_1, others)
     u = copies[-1].class_vector
     vector_moment = None if u is None else Moment(_excess(u, copies[-1], zeros[-1]), sum_alone(u))
-    return Slice(row.maximum, sum_less_1, target_moment, vector_moment)
+    argmax = jnp.argmax(row.logits).astype(jnp.int32) if row.asked.argmax else None
+    return Slice(row.maximum, sum_less_1, target_moment, vector_moment, depth, argmax)
+
+
+def _without_label(values: _Class, row: Row) -> _Class:
+    """Values that are at most 1, and 0 at the label's class, if it is one of them."""
+    # |c − y| is 0 at the label alone; in integers where float32 may have no more.
+    dtype, num_classes = row.maximum.dtype, row.logits.shape[0]
+    number = dtype if isinstance(num_classes, int) and num_classes <= 2**24 else row.target.dtype
+    from_label = jnp.abs(jnp.arange(num_classes, dtype=number) - row.target.astype(number))
+    return jnp.minimum(values, from_label.astype(dtype))
+
+
+def _without_maximum(total: _Number, e: _Class) -> _Number:
+    """Σ e − 1, of which the total is known: without the difference, where the maximum is the only one.
+
+    x − ⌊x⌋ is x below the maximum and 0 at it: with one maximum, its sum is what is left of the others. There may be
+    several, or none where a logit that is computed anew is not the maximum to the last bit.
+    """
+    below = sum_alone(e - jnp.floor(e))
+    return jnp.where((total - 1.5 < below) & (below < total - 0.5), below, total - 1)
+
+
+def _depth(row: Row, zero: _Number, here: Bool[Array, ""] | None, lead: _Number | None) -> _Number:
+    """Σ exp(z − maximum) (maximum − z), where a label is known by its lead."""
+    dtype = row.maximum.dtype
+    depth, e = jnp.minimum(row.maximum - row.logits.astype(dtype), _DEEP), _exp(row)
+    if here is None or lead is None:
+        return sum_alone(e * depth + zero)
+    of_others = sum_alone(_without_label(e, row) * depth + zero)
+    return of_others + jnp.where(here, jnp.exp(-lead) * jnp.minimum(lead, _DEEP), 0)
 
 
 def _copies(row: Row, count: int) -> tuple[list[Row], list[_Number]]:

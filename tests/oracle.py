@@ -32,6 +32,16 @@ def nll_gradient(logits, target):
     return [mass * pc - tc for pc, tc in zip(p, t, strict=True)]
 
 
+def entropy(logits):
+    """The entropy of one row's softmax, and its gradient with the size of the terms that it is the difference of."""
+    log_z, _, _, p = row(logits, 0)
+    z = _exact(logits)
+    value = mpmath.fsum(pc * (log_z - zc) for pc, zc in zip(p, z, strict=True) if pc != 0)
+    depths, mean_depth = [max(z) - zc for zc in z], value - (log_z - max(z))
+    gradient = [pc * (depth - mean_depth) for pc, depth in zip(p, depths, strict=True)]
+    return value, gradient, [pc * (depth + mean_depth) for pc, depth in zip(p, depths, strict=True)]
+
+
 def nll_hessian(logits):
     """diag(p) − p pᵀ, for a target of mass 1."""
     p = row(logits, 0)[3]

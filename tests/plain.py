@@ -38,6 +38,11 @@ def nll(log_probs, labels):
     return -jnp.take_along_axis(log_probs, labels[:, None], -1)[:, 0]
 
 
+def entropy(logits):
+    log_p = jax.nn.log_softmax(logits)
+    return -jnp.sum(jnp.exp(log_p) * log_p, -1)
+
+
 def focal(logits, labels, gamma):
     p = jnp.take_along_axis(jax.nn.softmax(logits), labels[:, None], -1)[:, 0]
     return -((1 - p) ** gamma) * jnp.log(p)

@@ -41,6 +41,10 @@ def _labels():
     return jnp.asarray(LABELS)
 
 
+def _entropy_of_right_rows(summary):
+    return summary.entropy * jnp.where(summary.argmax == LABELS.astype(np.int32), 1.5, 0.5)
+
+
 def _mean(logits, targets, class_weights, weights, label_smoothing, z_loss):
     losses = plain.cross_entropy(logits, targets, class_weights, weights, label_smoothing, z_loss)
     return jnp.sum(losses) / plain.divisor(targets, class_weights, weights)
@@ -88,15 +92,23 @@ CASES = {
         lambda logits, targets, class_vector: sum(
             scale * number
             for scale, number in zip(
-                (0.3, 0.7, -0.2), jaxce.summarize(logits, targets, class_vector=class_vector), strict=True
+                (0.3, 0.7, -0.2, 0.4),
+                jaxce.summarize(logits, targets, class_vector=class_vector, entropy=True)[:4],
+                strict=True,
             )
         ),
         lambda logits, targets, class_vector: (
             0.3 * jax.nn.logsumexp(logits, axis=-1)
             + 0.7 * plain.cross_entropy(logits, targets)
             - 0.2 * plain.cross_entropy(logits, jnp.broadcast_to(class_vector, (N, C)))
+            + 0.4 * plain.entropy(logits)
         ),
         {"logits": LOGITS, "targets": DISTRIBUTION, "class_vector": CLASS_WEIGHTS},
+    ),
+    "summarize with entropy and argmax": Case(
+        lambda logits: _entropy_of_right_rows(jaxce.summarize(logits, _labels(), entropy=True, argmax=True)),
+        lambda logits: plain.entropy(logits) * jnp.where(jnp.argmax(logits, -1) == _labels(), 1.5, 0.5),
+        {"logits": LOGITS},
     ),
     "nll_loss": Case(
         lambda log_probs, class_weights, weights: jaxce.nll_loss(

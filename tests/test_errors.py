@@ -583,6 +583,16 @@ CASES = {
         ValueError,
         "`class_vector` must have shape (10,), one number for each class; got (3,).",
     ),
+    "a number for a flag": (
+        lambda: jaxce.summarize(LOGITS, LABELS, entropy=1),
+        TypeError,
+        "`entropy` must be True or False, known when the function is traced; got 1.",
+    ),
+    "an array for a flag": (
+        lambda: jaxce.summarize(LAZY, LABELS, argmax=jnp.ones(8, bool)),
+        TypeError,
+        "`argmax` must be True or False, known when the function is traced; got an array of shape (8,) and dtype bool.",
+    ),
     "integer losses": (
         lambda: jaxce.reduce_losses(LABELS),
         TypeError,

@@ -14,6 +14,7 @@ import jaxce
 F = jaxce.torch
 RNG = np.random.default_rng(11)
 ROWS, CLASSES = 6, 5
+ASKED = {"entropy": True, "argmax": True}
 
 # Logits z, labels y, distributions q, class weights w, row weights v and the mask of rows m of symbolic sizes.
 LOSSES = {
@@ -37,7 +38,7 @@ LOSSES = {
     "squared error": lambda z, y, q, w, v, m: jaxce.mse_loss(z, q, weights=q),
     "absolute error": lambda z, y, q, w, v, m: jaxce.l1_loss(z, q),
     "own losses": lambda z, y, q, w, v, m: jaxce.reduce_losses(z, q),
-    "summary": lambda z, y, q, w, v, m: jaxce.summarize(z, y, class_vector=w, where=m),
+    "summary": lambda z, y, q, w, v, m: jaxce.summarize(z, y, class_vector=w, where=m, **ASKED),
     "expected cost": lambda z, y, q, w, v, m: jaxce.imbalance.expected_cost(z, y, q.T @ q, where=m),
     "weights of counts": lambda z, y, q, w, v, m: jaxce.imbalance.class_weights(w, scheme="median_frequency"),
     "adjustment": lambda z, y, q, w, v, m: jaxce.imbalance.logit_adjustment(w),
@@ -47,6 +48,10 @@ LOSSES = {
     "PyTorch's KL": lambda z, y, q, w, v, m: F.kl_div(z, q, reduction="batchmean"),
 }
 DAILY = ["labels", "padding", "NumPy labels", "margin", "distillation", "binary"]
+
+
+def _total(results):
+    return sum(jnp.sum(result.astype(jnp.float32)) for result in jax.tree.leaves(results))
 
 
 def _arrays():
@@ -66,7 +71,7 @@ def _arrays():
 def test_rows_and_classes_may_be_symbolic(name):
     def everything(*arrays):
         def total(z):
-            return sum(map(jnp.sum, jax.tree.leaves(LOSSES[name](z, *arrays[1:]))))
+            return _total(LOSSES[name](z, *arrays[1:]))
 
         return [*jax.tree.leaves(LOSSES[name](*arrays)), jax.grad(total)(arrays[0])]
 
@@ -88,7 +93,7 @@ LAZY_LOSSES = {
     "two heads": lambda z, y, q, w, v, m: jaxce.distillation_loss(
         z, dataclasses.replace(z, hidden=z.hidden**2), where=m
     ),
-    "summary": lambda z, y, q, w, v, m: jaxce.summarize(z, y, class_vector=w, where=m),
+    "summary": lambda z, y, q, w, v, m: jaxce.summarize(z, q, class_vector=w, where=m, **ASKED),
 }
 FEATURES = 3
 TWO_AND_A_BIT = 4 * ROWS * 2  # bytes: blocks of two classes, the last one of one; or of two rows, the last one of two
@@ -106,7 +111,7 @@ def test_rows_features_and_classes_of_lazy_logits_may_be_symbolic(name, recomput
             lazy = jaxce.LinearLogits(
                 head[0], head[1], bias=head[2], softcap=5.0, block_bytes=block_bytes, recompute=recompute
             )
-            return sum(map(jnp.sum, jax.tree.leaves(LAZY_LOSSES[name](lazy, *arrays))))
+            return _total(LAZY_LOSSES[name](lazy, *arrays))
 
         head = (hidden, kernel, bias)
         value, gradients = jax.value_and_grad(total)(head)

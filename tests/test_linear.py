@@ -317,6 +317,14 @@ def test_matrix_multiplications(vocabulary):
         assert count(loss) == 1
         assert count(jax.grad(loss, argnums=(0, 1))) == wanted
 
+    def of_softmax(h, k):
+        logits = jaxce.LinearLogits(h, k, block_bytes=16 * 6)
+        summary = jaxce.summarize(logits, labels, entropy=True, argmax=True)
+        return jnp.sum(summary.entropy * summary.argmax.astype(jnp.float32))
+
+    assert count(of_softmax) == 1
+    assert count(jax.grad(of_softmax, argnums=(0, 1))) == 4
+
 
 @pytest.mark.parametrize("recompute", [True, False])
 @pytest.mark.parametrize("vocabulary", [50257, pytest.param(131072, marks=pytest.mark.thorough)])

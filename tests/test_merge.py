@@ -10,7 +10,7 @@ import pytest
 
 from jaxce._mesh import Classes
 from jaxce._rule import Row, numbers_of, row_maximum, slice_row
-from jaxce._slice import merge, merge_devices
+from jaxce._slice import Asked, merge, merge_devices
 
 ROWS = {
     "ordinary": [1.0, -2.0, 0.5, 3.0, 2.0, -1.0],
@@ -26,10 +26,12 @@ def _slice(logits, target, vector, start, stop):
     logits = logits[start:stop]
     local = target - start if target.ndim == 0 else target[start:stop]
     maximum = row_maximum(logits, logits.dtype)
-    return slice_row(Row(logits, local, None, vector[start:stop], None, maximum, None, Classes(6)))
+    row = Row(logits, local, None, vector[start:stop], None, maximum, None, Classes(6), ASKED)
+    return slice_row(row).numbered_from(start)
 
 
 EDGES = [(0, 3, 6), (0, 1, 6), (0, 1, 2, 3, 4, 5, 6), (0, 4, 5, 6)]
+ASKED = Asked(entropy=True, argmax=True)
 VECTOR = np.array([0.0, 0.0, 0.0, 1.0, 2.0, 0.5], np.float32)
 
 
@@ -41,8 +43,10 @@ def test_slices_merge_into_the_row(name, edges):
     distribution = np.where(finite, np.float32([0.1, 0.2, 0.3, 0.1, 0.2, 0.4]), 0)
     label = jnp.array(0 if finite[0] else 4)
     for target in (label, distribution):
-        whole, *others = _merged(edges)(logits, target)
-        for part in others:
+        (whole, argmax), *others = _merged(edges)(logits, target)
+        assert argmax == np.argmax(logits)
+        for part, argmax_of_part in others:
+            assert argmax_of_part == argmax
             np.testing.assert_array_equal(part[0], whole[0])
             np.testing.assert_allclose(part[1:], whole[1:], rtol=2e-6)
             assert np.all(np.isfinite(part))
@@ -61,7 +65,8 @@ def _merged(edges):
             functools.reduce(merge, slices[::-1]),
             *(_by_devices(logits, target, number) for number in (1, 2, 3, 6)),
         ]
-        return [numbers_of(part, has_label=target.ndim == 0)[:4] for part in parts]
+        numbers = [numbers_of(part, has_label=target.ndim == 0) for part in parts]
+        return [((*each[:4], each.entropy, each.mean_depth), each.argmax) for each in numbers]
 
     return merged
 
@@ -72,8 +77,8 @@ def _by_devices(logits, target, slices):
 
     def on_device(logits, vector, start, q):
         local = target - start if target.ndim == 0 else q
-        row = Row(logits, local, None, vector, None, row_maximum(logits, logits.dtype), None, Classes(6))
-        return merge_devices(slice_row(row), Classes(6, ("devices",), slices))
+        row = Row(logits, local, None, vector, None, row_maximum(logits, logits.dtype), None, Classes(6), ASKED)
+        return merge_devices(slice_row(row).numbered_from(start), Classes(6, ("devices",), slices))
 
     arrays = (logits, VECTOR, jnp.arange(6), jnp.broadcast_to(target, 6))
     split = [array.reshape(slices, size) for array in arrays]

@@ -51,6 +51,10 @@ def _linear(loss, recompute, *names):
     return call, [*HEAD[:2], *names, *HEAD[2:], "weights", "where"]
 
 
+def _of_summary(summary):
+    return summary.spread + summary.argmax.astype(summary.entropy.dtype) * summary.entropy
+
+
 # The loss, and the names of its arrays; the first two or three and targets are positional.
 CASES = {
     "labels": (jaxce.cross_entropy, ["logits", "labels", *OPTIONS, "label_smoothing", "z_loss"]),
@@ -93,7 +97,8 @@ BY_TYPES |= {
     ),
     "summary": (
         lambda z, y, class_weights, where: jaxce.reduce_losses(
-            jaxce.summarize(z, y, class_vector=class_weights, where=where).spread, where=where
+            _of_summary(jaxce.summarize(z, y, class_vector=class_weights, entropy=True, argmax=True, where=where)),
+            where=where,
         ),
         ["logits", "labels", "class_weights", "where"],
     ),
@@ -293,19 +298,26 @@ def _hostile():
         def losses(logits):
             return jaxce.cross_entropy(logits, labels, reduction="none", **mesh_options)
 
-        return losses(logits), jax.grad(lambda logits: jnp.sum(losses(logits)))(logits)
+        def entropy(logits):
+            summary = jaxce.summarize(logits, labels, entropy=True, argmax=True, **mesh_options)
+            return jnp.sum(summary.entropy), (summary.entropy, summary.argmax)
+
+        by_entropy, of_softmax = jax.grad(entropy, has_aux=True)(logits)
+        return losses(logits), *of_softmax, jax.grad(lambda logits: jnp.sum(losses(logits)))(logits), by_entropy
 
     split = functools.partial(all_of_it, class_axis_name="model")
-    specs = P(None, "model"), P()
-    return jax.jit(all_of_it), _on_mesh(split, specs, (P(), P(None, "model")), (2, 4))
+    specs, slices = (P(None, "model"), P()), P(None, "model")
+    return jax.jit(all_of_it), _on_mesh(split, specs, (P(), P(), P(), slices, slices), (2, 4))
 
 
 @pytest.mark.parametrize("name", ROW_OF)
 def test_hostile_rows_are_as_exact_as_on_one_device(name):
     logits, labels = jnp.asarray(ROW_OF[name], jnp.float32), jnp.array([0, 7])
     whole, split = _hostile()
-    for result, expected in zip(split(logits, labels), whole(logits, labels), strict=True):
-        np.testing.assert_allclose(result, expected, rtol=2e-6, atol=1e-45)
+    results, expected = split(logits, labels), whole(logits, labels)
+    for result, wanted in zip(results, expected, strict=True):
+        np.testing.assert_allclose(result, wanted, rtol=2e-6, atol=1e-45)
+    np.testing.assert_array_equal(results[2], np.argmax(logits, -1))
 
 
 def test_wrong_and_ignored_labels_and_padding():
@@ -433,8 +445,9 @@ def test_an_own_loss_of_split_rows_and_classes(x64):
     def loss(logits, labels, weights, where, **mesh_options):
         batch_axis_name = mesh_options.get("batch_axis_name")
         vector = jnp.ones(logits.shape[-1])
-        summary = jaxce.summarize(logits, labels, class_vector=vector, where=where, **mesh_options)
-        losses = -jnp.expm1(-0.7 * summary.nll) / 0.7 + 1e-3 * summary.spread + 1e-3 * summary.log_z**2
+        asked = {"class_vector": vector, "entropy": True, "argmax": True}
+        summary = jaxce.summarize(logits, labels, where=where, **asked, **mesh_options)
+        losses = -jnp.expm1(-0.7 * summary.nll) / 0.7 + 1e-3 * _of_summary(summary) + 1e-3 * summary.log_z**2
         return jaxce.reduce_losses(losses, weights, where=where, batch_axis_name=batch_axis_name)
 
     names = ["logits", "labels", "weights", "where"]

@@ -237,6 +237,8 @@ def test_summaries() -> None:
     close(assert_type(summary.nll, jax.Array).mean(), LOSS)
     assert_type(summary.log_z, jax.Array)
     assert_type(summary.spread, jax.Array | None)
+    assert_type(summary.entropy, jax.Array | None)
+    assert_type(summary.argmax, jax.Array | None)
     assert summary.spread is not None
     close(summary.spread, jaxce.cross_entropy(LOGITS, jnp.ones((4, 3)), reduction="none"))
     linear = assert_type(
