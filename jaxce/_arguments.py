@@ -111,6 +111,15 @@ def check_temperature(name: str, temperature: object) -> HeldArray:
     return check_scalar(name, temperature, low=1e-9, high=1e9)
 
 
+def check_mixture(mixture: object) -> HeldArray:
+    """Checks the part of one distribution in a mixture of two, of which neither may be alone in it."""
+    share = check_scalar("mixture", mixture, low=0, high=1, open_low=True, open_high=True)
+    dtype = jnp.result_type(float)
+    if isinstance(share, np.ndarray) and share.astype(dtype) == 1:
+        raise ValueError(f"`mixture` must be in (0, 1); got {share}, which is 1 in {dtype}.")
+    return share
+
+
 def present(value: HeldArray) -> HeldArray | None:
     """The setting, or None where it is a plain 0 and its term need not be computed."""
     return None if isinstance(value, np.ndarray) and not value else value

@@ -1,16 +1,18 @@
 """The distance between two models' predictions."""
 
+from dataclasses import replace
 from typing import NamedTuple, SupportsIndex, Unpack, overload
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxce._arguments import check_reduction, check_temperature
+from jaxce._arguments import check_mixture, check_name, check_reduction, check_temperature
 from jaxce._conventions import silence
 from jaxce._divergence import Heads, Pair, measure_heads, measure_pairs
 from jaxce._eager import one_program
 from jaxce._formula import reduce_formula
 from jaxce._inputs import OnMesh, check_teacher
+from jaxce._jensen_shannon import jensen_shannon
 from jaxce._logits import LinearLogits
 from jaxce._mesh import vary_rule
 from jaxce._reduction import MeanParts
@@ -18,6 +20,7 @@ from jaxce._rows import Rows
 from jaxce._types import (
     AxisName,
     DistillationOptions,
+    Divergence,
     HeldArray,
     Logits,
     PerRow,
@@ -57,6 +60,8 @@ def distillation_loss(
     teacher_logits: Logits | LinearLogits,
     *,
     temperature: Scalar = 1.0,
+    divergence: Divergence = "forward",
+    mixture: Scalar = 0.5,
     axis: SupportsIndex = -1,
     weights: RowWeights | None = None,
     where: RowMask | None = None,
@@ -70,17 +75,29 @@ def distillation_loss(
     For knowledge distillation, beside the cross entropy with the true labels. The teacher receives a gradient too: wrap
     its logits in `jax.lax.stop_gradient` unless both are trained.
 
-    With temperature T, q = softmax(teacher / T) and p = softmax(z / T),
+    With temperature T, q = softmax(teacher / T), p = softmax(z / T), and β = `mixture`,
 
-    .. math:: l = T^2 Σ_c q_c (\log q_c − \log p_c)
+    .. math::
 
-    The factor T² keeps the gradient's size when T changes.
+        \text{forward:} \quad & l = T^2 \, \mathrm{KL}(q ‖ p) = T^2 Σ_c q_c (\log q_c − \log p_c) \\
+        \text{reverse:} \quad & l = T^2 \, \mathrm{KL}(p ‖ q) \\
+        \text{jensen_shannon:} \quad
+            & l = T^2 (β \, \mathrm{KL}(q ‖ m) + (1 − β) \, \mathrm{KL}(p ‖ m)), \quad m = β q + (1 − β) p
+
+    The factor T² keeps the gradient's size when T changes. The forward divergence wants the student to have mass
+    wherever the teacher has; the reverse one wants it to have none where the teacher has none, and may leave much of
+    the teacher out. The third is between them: divided by β it becomes the forward one as β goes to 0, and divided by
+    1 − β the reverse one as β goes to 1. It is at most T² log 2.
 
     Args:
         logits: the student's, (..., C), or the classes along `axis`, any floating dtype; or `LinearLogits`.
         teacher_logits: the teacher's, the shape of `logits`, any floating dtype; or `LinearLogits`. Either may be held
-            beside the other that is not. −inf leaves a class out.
+            beside the other that is not. −inf leaves a class out: the forward divergence of a student that leaves out
+            what the teacher does not is +inf, the reverse one the other way round.
         temperature: T in [1e-9, 1e9], scalar.
+        divergence: "forward", "reverse" or "jensen_shannon". The last goes over the classes twice: of lazy logits that
+            recompute, its gradient needs five matrix multiplications for four.
+        mixture: β in (0, 1), scalar, the teacher's part in the mixture; of "jensen_shannon", and not read otherwise.
         axis: the class axis of both.
         weights: weights of the rows, the shape of the losses.
         where: boolean, the shape of the losses; rows where it is false are not read.
@@ -95,7 +112,7 @@ def distillation_loss(
 
     Raises:
         TypeError: a dtype is wrong.
-        ValueError: a shape, `axis`, `temperature` or `reduction` is wrong.
+        ValueError: a shape, `axis`, `temperature`, `divergence`, `mixture` or `reduction` is wrong.
 
     Example:
         >>> import jax.numpy as jnp
@@ -103,30 +120,84 @@ def distillation_loss(
         >>> student, teacher = jnp.array([[1.0, 0.0]]), jnp.array([[3.0, 0.0]])
         >>> print(f"{jaxce.distillation_loss(student, teacher, temperature=2.0):.4f}")
         0.3610
+        >>> print(f"{jaxce.distillation_loss(student, teacher, temperature=2.0, divergence='reverse'):.4f}")
+        0.4272
+        >>> print(f"{jaxce.distillation_loss(student, teacher, divergence='jensen_shannon', mixture=0.1):.4f}")
+        0.0134
 
     References:
-        Hinton et al., Distilling the Knowledge in a Neural Network, 2015.
+        - Hinton et al., Distilling the Knowledge in a Neural Network, 2015.
+        - Gu et al., MiniLLM: Knowledge Distillation of Large Language Models, 2024 (reverse).
+        - Agarwal et al., On-Policy Distillation of Language Models: Learning from Self-Generated Mistakes, 2024
+          (generalized knowledge distillation: Jensen–Shannon).
     """
     inputs = check_teacher(
         logits, teacher_logits, axis, weights, where, OnMesh(num_classes, class_axis_name, batch_axis_name)
     )
     temperature = check_temperature("temperature", temperature)
+    check_name("divergence", divergence, Divergence)
     check_reduction(reduction)
-    return reduce_formula(Distillation(temperature), inputs, reduction=reduction)
+    if divergence == "jensen_shannon":
+        formula = JensenShannon(temperature, check_mixture(mixture))
+    else:
+        formula = Forward(temperature) if divergence == "forward" else Reverse(temperature)
+    return reduce_formula(formula, inputs, reduction=reduction)
 
 
-class Distillation(NamedTuple):
-    """The distillation loss per row, before the weights of rows; the teacher's logits are the rows' targets."""
+# The losses per row, before the weights of rows. The teacher's logits are the rows' targets.
+
+
+class Forward(NamedTuple):
+    """T² KL(teacher ‖ student)."""
 
     temperature: HeldArray
 
     def __call__(self, rows: Rows) -> PerRow:
-        temperature = jnp.asarray(self.temperature, rows.dtype)
-        real = rows.classes.real(rows.logits.shape[-1])
-        of_rows = (temperature, rows.counts, real, rows.classes)
-        if isinstance(rows.logits, LinearLogits) or isinstance(rows.targets, LinearLogits):
-            distance = measure_heads(vary_rule(Heads(rows.logits, rows.targets, *of_rows)))
-        else:
-            distance = measure_pairs(vary_rule(Pair(rows.logits, rows.targets, *of_rows)))
-        divergence = silence(rows.counts, distance.divergence.astype(rows.dtype))
-        return jnp.square(temperature) * divergence
+        models = _models(self.temperature, rows)
+        return _scaled(_kullback_leibler(models), self.temperature, rows)
+
+
+class Reverse(NamedTuple):
+    """T² KL(student ‖ teacher): the forward divergence with the roles swapped."""
+
+    temperature: HeldArray
+
+    def __call__(self, rows: Rows) -> PerRow:
+        models = _models(self.temperature, rows)
+        student, teacher = models.student, models.teacher
+        if isinstance(student, LinearLogits) and isinstance(teacher, LinearLogits):
+            teacher = replace(teacher, block_bytes=student.block_bytes)  # by the student's word, as ever
+        swapped = models._replace(student=teacher, teacher=student)
+        return _scaled(_kullback_leibler(swapped), self.temperature, rows)
+
+
+class JensenShannon(NamedTuple):
+    """T² times the divergence of the two from their mixture."""
+
+    temperature: HeldArray
+    mixture: HeldArray
+
+    def __call__(self, rows: Rows) -> PerRow:
+        models = _models(self.temperature, rows)
+        divergence = jensen_shannon(models, jnp.asarray(self.mixture, rows.dtype))
+        return _scaled(divergence, self.temperature, rows)
+
+
+def _models(temperature: HeldArray, rows: Rows) -> Pair | Heads:
+    """The inputs of the rules."""
+    real = rows.classes.real(rows.logits.shape[-1])
+    of_rows = (jnp.asarray(temperature, rows.dtype), rows.counts, real, rows.classes)
+    if isinstance(rows.logits, LinearLogits) or isinstance(rows.targets, LinearLogits):
+        return Heads(rows.logits, rows.targets, *of_rows)
+    return Pair(rows.logits, rows.targets, *of_rows)
+
+
+def _kullback_leibler(models: Pair | Heads) -> PerRow:
+    """KL(teacher ‖ student) of every row."""
+    measure = measure_heads if isinstance(models, Heads) else measure_pairs
+    return measure(vary_rule(models)).divergence
+
+
+def _scaled(divergence: PerRow, temperature: HeldArray, rows: Rows) -> PerRow:
+    """T² times the divergence; 0 where rows do not count."""
+    return jnp.square(jnp.asarray(temperature, rows.dtype)) * silence(rows.counts, divergence.astype(rows.dtype))

@@ -7,7 +7,7 @@ a row of a student's and a teacher's logits.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,9 @@ from jaxce._xla import apart
 
 _Class = Float[Array, " classes"]
 _Number = Float[Array, "*any"]
+_Result = TypeVar("_Result")
+_OfLogits = tuple[_Class, _Class, _Number]  # by the logits of student and teacher and by the temperature
+Gradient = Callable[..., _OfLogits]  # (logits, temperature, numbers of the row, cotangents) → what these have
 
 #     z, t   the logits of student and teacher          m, n   their maxima, constants to every derivative
 #     p, q   softmax(z / T), softmax(t / T)             L, M   log Σ exp((z − m) / T), log Σ exp((t − n) / T)
@@ -90,7 +93,7 @@ PAIR_AXES = Pair(0, 0, None, 0, None, None)  # pyright: ignore[reportArgumentTyp
 
 
 class Distance(NamedTuple):
-    """The outputs of the rule: D and K, and L and M with the maxima they are measured from."""
+    """The outputs of the rule: D, or another divergence, and K, and L and M with the maxima they are measured from."""
 
     divergence: _Number
     log_ratio: _Number
@@ -136,11 +139,11 @@ def _merge(copies: Sequence[_Copy], total: Callable[[Any], Any]) -> Part:
         return _lead(*part.maxima, *maxima) / temperature + part.log_ratio
 
     def difference(copy):
-        return _differences(mass(copy, 0), mass(copy, 1), lead(copy))[0]
+        return differences(mass(copy, 0), mass(copy, 1), lead(copy))[0]
 
     def divergence(copy, masses, log_ratio):
         part, q = copy[0], mass(copy, 1) / masses[1]
-        between = _differences(mass(copy, 0) / masses[0], q, lead(copy) - log_ratio)[1]
+        between = differences(mass(copy, 0) / masses[0], q, lead(copy) - log_ratio)[1]
         if part.divergence is None:
             return between
         return between + q * jnp.where((q == 0) | jnp.isneginf(part.log_ratio), 0, part.divergence)
@@ -166,7 +169,7 @@ def _subtract(a: _Number, b: _Number) -> tuple[_Number, _Number]:
     return difference, (a - (difference - taken)) - (b + taken)
 
 
-def _differences(p: _Number, q: _Number, r: _Number) -> tuple[_Number, _Number]:
+def differences(p: _Number, q: _Number, r: _Number) -> tuple[_Number, _Number]:
     """The differences p − q and p − q − q r, the second never negative: for p = q exp(r), and any r where q is 0."""
     near = (jnp.abs(r) < 0.5) & (q != 0)
     small = jnp.where(near, r, 0)
@@ -206,23 +209,46 @@ def _distance(part: Part, temperature: _Number, classes: Classes) -> Distance:
     return Distance(part.divergence, part.log_ratio, (jnp.log(student), jnp.log(teacher)), part.maxima)
 
 
-def _gradient(
-    logits: tuple[_Class, _Class], temperature: _Number, distance: Distance, cotangents: Distance
-) -> tuple[_Class, _Class, _Number]:
-    """The rule's gradient by the logits of a row at the classes at hand, and what these add to the temperature's."""
-    (divergence, log_ratio, log_sums, maxima), (z, t) = distance, logits
-    d, c, (a, b), _ = cotangents
+class Softened(NamedTuple):
+    """The classes at hand of a row: u, v, δ, p, q and r."""
+
+    student: _Class
+    teacher: _Class
+    lead: _Class
+    p: _Class
+    q: _Class
+    log_ratio: _Class
+
+
+def soften_pair(logits: tuple[_Class, _Class], temperature: _Number, distance: Distance) -> Softened:
+    """What the logits of student and teacher are once the numbers of the whole row are known."""
+    (_, log_ratio, log_sums, maxima), (z, t) = distance, logits
     u, v = soften(z - maxima[0], temperature), soften(t - maxima[1], temperature)
     p, q = jnp.exp(u - log_sums[0]), jnp.exp(v - log_sums[1])
     lead = soften(_lead(z, t, *maxima), temperature)
-    r = lead - log_ratio
-    difference, term = _differences(p, q, r)
+    return Softened(u, v, lead, p, q, lead - log_ratio)
+
+
+def unsoften(softened: Softened, d_u: _Class, d_v: _Class, of_both: _Class, temperature: _Number) -> _OfLogits:
+    """The gradients by z, t and T of what has those by u and v, `of_both` being their sum to all its digits."""
+    u, v = _finite(softened.student), _finite(softened.teacher)
+    is_finite = jnp.isfinite(softened.student) & jnp.isfinite(softened.teacher)
+    d_temperature = -jnp.sum(d_u * jnp.where(is_finite, softened.lead, u - v) + of_both * v)
+    return d_u / temperature, d_v / temperature, d_temperature / temperature
+
+
+def _gradient(
+    logits: tuple[_Class, _Class], temperature: _Number, distance: Distance, cotangents: Distance
+) -> _OfLogits:
+    """The rule's gradient by the logits of a row at the classes at hand, and what these add to the temperature's."""
+    d, c, (a, b), _ = cotangents
+    softened, divergence = soften_pair(logits, temperature, distance), distance.divergence
+    p, q, r = softened.p, softened.q, softened.log_ratio
+    difference, term = differences(p, q, r)
     d_u = (a + c) * p + d * difference
     d_v = (b - c) * q - d * q * jnp.where(q == 0, 0, r + divergence)
     of_both = a * p + b * q + c * difference + d * (term - q * divergence)
-    u, v, is_finite = _finite(u), _finite(v), jnp.isfinite(u) & jnp.isfinite(v)
-    d_temperature = -jnp.sum(d_u * jnp.where(is_finite, lead, u - v) + of_both * v)
-    return d_u / temperature, d_v / temperature, d_temperature / temperature
+    return unsoften(softened, d_u, d_v, of_both, temperature)
 
 
 def _finite(logits: _Class) -> _Class:
@@ -238,24 +264,32 @@ def _logits(pair: Pair) -> tuple[_Class, _Class]:
     return student, teacher
 
 
-def _forward(pairs: Pair) -> Distance:
+def distance_of_pairs(pairs: Pair) -> Distance:
+    """The outputs of the rule."""
+
     def of_row(pair):
         return _distance(_part(pair), pair.temperature, pair.classes)
 
     return over_rows(of_row, pairs.student.ndim - 1, (PAIR_AXES,))(pairs)
 
 
-def _backward(pairs: Pair, distance: Distance, cotangents: Distance) -> Pair:
-    def of_row(pair, distance, cotangents):
-        return _gradient(_logits(pair), pair.temperature, distance, cotangents)
+def over_pairs(of_row: Callable[..., _Result], pairs: Pair, *of_rows: object) -> _Result:
+    """What of_row(logits, temperature, …) makes of all rows; what else it takes has their axes in front."""
 
-    of_rows = over_rows(of_row, pairs.student.ndim - 1, (PAIR_AXES, 0, 0))
-    student, teacher, temperature = of_rows(pairs, distance, cotangents)
+    def of_pair(pair, *numbers):
+        return of_row(_logits(pair), pair.temperature, *numbers)
+
+    return over_rows(of_pair, pairs.student.ndim - 1, (PAIR_AXES, *[0] * len(of_rows)))(pairs, *of_rows)
+
+
+def pull_pairs(gradient: Gradient, pairs: Pair, numbers: object, cotangents: object) -> Pair:
+    """The gradient by all inputs, given that of a row, as `_gradient` is."""
+    student, teacher, temperature = over_pairs(gradient, pairs, numbers, cotangents)
     student, teacher = student.astype(pairs.student.dtype), teacher.astype(pairs.teacher.dtype)
     return Pair(student, teacher, jnp.sum(temperature), None, None, pairs.classes)
 
 
-measure_pairs = rule(_forward, _backward)
+measure_pairs = rule(distance_of_pairs, partial(pull_pairs, _gradient))
 
 
 # Logits, and what makes of a gradient by them that by what they consist of.
@@ -303,7 +337,8 @@ class Heads(NamedTuple):
         return logits, lambda d_logits: head_gradient(block, pullback(d_logits), self.counts)
 
 
-def _forward_of_heads(heads: Heads) -> Distance:
+def distance_of_heads(heads: Heads) -> Distance:
+    """The outputs of the rule."""
     temperature = heads.temperature.astype(heads.dtype)
     num_rows, num_classes = heads.student.shape
 
@@ -322,15 +357,30 @@ def _forward_of_heads(heads: Heads) -> Distance:
     return _distance(part, temperature, heads.classes)
 
 
-def _backward_of_heads(heads: Heads, distance: Distance, cotangents: Distance) -> Heads:
-    def gradient_of_block(start, size):
-        return _gradient_of_block(heads, distance, cotangents, start, size)
+def sum_heads(of_row: Callable[..., _Result], heads: Heads, numbers: object, nothing: _Result) -> _Result:
+    """The sums over the classes at hand, of which of_row(logits, temperature, numbers) makes those of a block."""
 
-    def add(gradient, block, start):
-        return gradient._replace(
-            student=add_block(gradient.student, block.student, start),
-            teacher=add_block(gradient.teacher, block.teacher, start),
-            temperature=gradient.temperature + block.temperature,
+    def sums_of_block(start, size):
+        return _sums_of_block(of_row, heads, numbers, start, size)
+
+    def add(sums, block, start):
+        return jax.tree.map(jnp.add, sums, block)
+
+    nothing = vary(nothing, varying(heads))
+    return over_blocks(sums_of_block, add, nothing, heads.student.shape[-1], heads.classes_per_block)
+
+
+def pull_heads(gradient: Gradient, heads: Heads, numbers: object, cotangents: object) -> Heads:
+    """The gradient by all inputs, given that of a row."""
+
+    def gradient_of_block(start, size):
+        return _gradient_of_block(gradient, heads, numbers, cotangents, start, size)
+
+    def add(total, block, start):
+        return total._replace(
+            student=add_block(total.student, block.student, start),
+            teacher=add_block(total.teacher, block.teacher, start),
+            temperature=total.temperature + block.temperature,
         )
 
     zeros = heads._replace(
@@ -340,23 +390,31 @@ def _backward_of_heads(heads: Heads, distance: Distance, cotangents: Distance) -
         counts=None,
         real=None,
     )
-    gradient = over_blocks(gradient_of_block, add, zeros, heads.student.shape[-1], heads.classes_per_block)
-    return gradient._replace(
-        student=rounded(gradient.student, heads.student),
-        teacher=rounded(gradient.teacher, heads.teacher),
-        temperature=gradient.temperature.astype(heads.temperature.dtype),
+    total = over_blocks(gradient_of_block, add, zeros, heads.student.shape[-1], heads.classes_per_block)
+    return total._replace(
+        student=rounded(total.student, heads.student),
+        teacher=rounded(total.teacher, heads.teacher),
+        temperature=total.temperature.astype(heads.temperature.dtype),
     )
 
 
-# Under checkpoint: a derivative of the loop must not keep what the blocks are made of.
-@partial(jax.checkpoint, prevent_cse=False, static_argnums=4)
-def _gradient_of_block(heads: Heads, distance: Distance, cotangents: Distance, start: Start, size: int) -> Heads:
+# Under checkpoint: a derivative of a loop must not keep what the blocks are made of.
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=(0, 4))
+def _sums_of_block(of_row: Callable[..., _Result], heads: Heads, numbers: object, start: Start, size: int) -> _Result:
+    (z, _), (t, _) = heads.block(start, size).logits()
+    return jax.vmap(of_row, in_axes=(0, None, 0))((z, t), heads.temperature.astype(heads.dtype), numbers)
+
+
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=(0, 5))
+def _gradient_of_block(
+    gradient: Gradient, heads: Heads, numbers: object, cotangents: object, start: Start, size: int
+) -> Heads:
     block, temperature = heads.block(start, size), heads.temperature.astype(heads.dtype)
     (z, by_student), (t, by_teacher) = block.logits()
-    d_z, d_t, d_temperature = jax.vmap(_gradient, in_axes=(0, None, 0, 0))((z, t), temperature, distance, cotangents)
+    d_z, d_t, d_temperature = jax.vmap(gradient, in_axes=(0, None, 0, 0))((z, t), temperature, numbers, cotangents)
     return block._replace(
         student=by_student(d_z), teacher=by_teacher(d_t), temperature=jnp.sum(d_temperature), counts=None, real=None
     )
 
 
-measure_heads = rule(_forward_of_heads, _backward_of_heads)
+measure_heads = rule(distance_of_heads, partial(pull_heads, _gradient))

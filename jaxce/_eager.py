@@ -3,17 +3,14 @@
 import functools
 import inspect
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from types import NoneType, UnionType
+from typing import Literal, ParamSpec, SupportsIndex, TypeVar, get_args, get_origin
 
 import jax
 from jax.core import eval_context
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
-_STATIC = {"axis", "block_bytes", "ignore_index", "num_classes", "p", "recompute", "reduction", "scheme"} | {
-    "entropy",
-    "argmax",
-}
 
 
 def one_program(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
@@ -21,9 +18,10 @@ def one_program(function: Callable[_Arguments, _Result]) -> Callable[_Arguments,
 
     NumPy arrays and Python numbers are looked at on every call.
     """
-    names = list(inspect.signature(function).parameters)
-    known = {*names}
-    compiled = jax.jit(function, static_argnames=tuple(_STATIC & known))
+    parameters = inspect.signature(function).parameters
+    names, known = [*parameters], {*parameters}
+    static = {name for name in names if _is_static(parameters[name].annotation)}
+    compiled = jax.jit(function, static_argnames=tuple(static))
 
     @functools.wraps(function)
     def call(*arguments: _Arguments.args, **options: _Arguments.kwargs) -> _Result:
@@ -31,19 +29,25 @@ def one_program(function: Callable[_Arguments, _Result]) -> Callable[_Arguments,
         if get_state() != outside:
             return function(*arguments, **options)
         given = dict(zip(names, arguments, strict=False)) | options
-        is_compiled = given.keys() <= known and _are_on_device(given)
+        is_compiled = given.keys() <= known and _are_on_device(given, static)
         return (compiled if is_compiled else function)(*arguments, **options)
 
     return call
 
 
-def _are_on_device(given: dict[str, object]) -> bool:
+def _is_static(annotation: object) -> bool:
+    """Whether what a parameter takes is no array, but a part of the program: a Python int, a bool, a choice."""
+    kinds = get_args(annotation) if isinstance(annotation, UnionType) else [annotation]
+    return all(kind in (SupportsIndex, bool, NoneType) or get_origin(kind) is Literal for kind in kinds)
+
+
+def _are_on_device(given: dict[str, object], static: set[str]) -> bool:
     """Whether there is nothing in a call that the door would have to look at again.
 
     A pytree may hold anything in what is not an array, and is looked at.
     """
     for name, value in given.items():
-        if not isinstance(value, int | str | None if name in _STATIC else jax.Array | None):
+        if not isinstance(value, int | str | None if name in static else jax.Array | None):
             return False
     return True
 

@@ -42,6 +42,7 @@ MaskPerRow = Bool[Array, "*rows"]
 Reduction = Literal["none", "sum", "mean", "parts"]
 ToArray = Literal["none", "sum", "mean"]
 ToParts = Literal["parts"]
+Divergence = Literal["forward", "reverse", "jensen_shannon"]
 
 
 class RowOptions(TypedDict, total=False):
@@ -99,3 +100,6 @@ class LinearOptions(LabelOptions, HeadOptions, MeshOptions, total=False):
 
 class DistillationOptions(RowOptions, MeshOptions, total=False):
     """Options of the distance between two models' logits."""
+
+    divergence: Divergence
+    mixture: Scalar

@@ -22,7 +22,7 @@ ORDER = [
     ["_checks"],
     ["_rows"],
     ["_reduction", "_summary", "_divergence", "_forward_gradient"],
-    ["_formula", "_scores", "_elementwise"],
+    ["_formula", "_scores", "_elementwise", "_jensen_shannon"],
     ["_losses", "_distillation", "_torch"],
     ["imbalance", "torch"],
     ["__init__"],
