@@ -162,6 +162,20 @@ def _lead(z: _Number, t: _Number, m: _Number, n: _Number) -> _Number:
     return jnp.where(jnp.isfinite(lead), lead, (z - m) - (t - n))
 
 
+@jax.custom_jvp
+def _soften_lead(lead: _Number, temperature: _Number) -> _Number:
+    """The lead over the temperature, to which that of a class that is left out does not answer."""
+    return lead / temperature
+
+
+@_soften_lead.defjvp
+def _push_soften_lead(primals, tangents):
+    lead, temperature = primals
+    d_lead, d_temperature = tangents
+    softened = _soften_lead(lead, temperature)
+    return softened, (d_lead - jnp.where(jnp.isfinite(softened), softened, 0) * d_temperature) / temperature
+
+
 def _subtract(a: _Number, b: _Number) -> tuple[_Number, _Number]:
     """The difference, and what its rounding left out (Knuth's two-sum)."""
     difference = a - b
@@ -225,7 +239,7 @@ def soften_pair(logits: tuple[_Class, _Class], temperature: _Number, distance: D
     (_, log_ratio, log_sums, maxima), (z, t) = distance, logits
     u, v = soften(z - maxima[0], temperature), soften(t - maxima[1], temperature)
     p, q = jnp.exp(u - log_sums[0]), jnp.exp(v - log_sums[1])
-    lead = soften(_lead(z, t, *maxima), temperature)
+    lead = _soften_lead(_lead(z, t, *maxima), temperature)
     return Softened(u, v, lead, p, q, lead - log_ratio)
 
 

@@ -146,7 +146,9 @@ def _mix(
 ) -> tuple[Softened, _Number, _Class, _Class]:
     """The classes at hand with β, x and y."""
     mixture, softened = numbers.mixture, soften_pair(logits, temperature, numbers.distance)
-    r = jnp.where((softened.p == 0) & (softened.q == 0), 0, softened.log_ratio)
+    # The first rule has no use for r where the teacher leaves a class out; of one that both leave out nothing is read.
+    r = jnp.where(jnp.isneginf(softened.teacher), jnp.inf, softened.log_ratio)
+    r = jnp.where((softened.p == 0) & (softened.q == 0), 0, r)
     return softened, mixture, _log_mean_exp(-r, mixture, 1 - mixture), _log_mean_exp(r, 1 - mixture, mixture)
 
 
