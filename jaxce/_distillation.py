@@ -194,8 +194,9 @@ def _models(temperature: HeldArray, rows: Rows) -> Pair | Heads:
 
 def _kullback_leibler(models: Pair | Heads) -> PerRow:
     """KL(teacher ‖ student) of every row."""
-    measure = measure_heads if isinstance(models, Heads) else measure_pairs
-    return measure(vary_rule(models)).divergence
+    if isinstance(models, Heads):
+        return measure_heads(vary_rule(models)).divergence
+    return measure_pairs(vary_rule(models)).divergence
 
 
 def _scaled(divergence: PerRow, temperature: HeldArray, rows: Rows) -> PerRow:
