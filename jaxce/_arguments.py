@@ -12,6 +12,8 @@ from jaxce._conventions import accumulator
 from jaxce._logits import LinearLogits
 from jaxce._types import HeldArray, Reduction
 
+_COLDEST, _HOTTEST = 1e-9, 1e9
+
 
 def check_weights_and_mask(
     weights: object, where: object, shape: tuple[int, ...], like: str = "the losses"
@@ -108,7 +110,30 @@ def check_scalar(
 
 def check_temperature(name: str, temperature: object) -> HeldArray:
     """Checks what divides the logits. Its square has no digits in float32 beyond some 1e±19."""
-    return check_scalar(name, temperature, low=1e-9, high=1e9)
+    return check_scalar(name, temperature, low=_COLDEST, high=_HOTTEST)
+
+
+def check_temperatures(name: str, temperature: object, rows: tuple[int, ...]) -> HeldArray:
+    """Checks what divides the logits of every row: a number for all rows, or an array with one for each."""
+    if not getattr(temperature, "shape", ()):
+        return check_temperature(name, temperature)
+    temperature = check_floating(name, temperature)
+    if temperature.shape != rows:
+        raise ValueError(
+            f"`{name}` must be a scalar, or have the shape of the losses, {rows}; got {temperature.shape}. Nothing is "
+            f"broadcast.{squeeze_hint(name, temperature.shape, rows)}"
+        )
+    return temperature
+
+
+def check_range_of_temperatures(name: str, temperature: np.ndarray, counts: np.ndarray | bool) -> None:
+    """Checks the values of the rows that count."""
+    wrong = ~((temperature >= _COLDEST) & (temperature <= _HOTTEST)) & counts
+    if wrong.any():
+        position = tuple(int(i) for i in np.argwhere(wrong)[0])
+        raise ValueError(
+            f"`{name}` must be in [{_COLDEST:g}, {_HOTTEST:g}]; got {temperature[position]:g} at position {position}."
+        )
 
 
 def check_mixture(mixture: object) -> HeldArray:

@@ -43,7 +43,7 @@ def rule(
     """A function of a pytree of arrays, whose derivatives all come from its backward pass.
 
     Args:
-        forward: inputs → outputs, a pytree of arrays. Integers among them have no derivative.
+        forward: inputs → outputs, a pytree of arrays. Integers have tangents of float0, as everywhere in JAX.
         backward: (inputs, outputs, cotangents of the outputs) → cotangents of the inputs, in the types of the inputs;
             None for what has no derivative. It is linear in the cotangents. All of these are functions of a module:
             what they need comes in the inputs, or the rule would be traced for every call.
@@ -70,7 +70,7 @@ def rule(
 class _Structure(Protocol[_Tree]):
     """A pytree without its leaves: JAX's `PyTreeDef`, for which JAX has no types."""
 
-    def unflatten(self, leaves: Iterable[Array | None], /) -> _Tree: ...
+    def unflatten(self, leaves: Iterable[Array], /) -> _Tree: ...
 
     def flatten_up_to(self, tree: object, /) -> list[Array | None]: ...
 
@@ -101,23 +101,15 @@ class _Rule(Generic[_Inputs, _Outputs]):
         return self.forward(self.structure.unflatten(arguments))
 
     def pull(self, moving: _Indices, inputs: _Arrays, outputs: _Arrays, cotangents: _Arrays) -> list[Array]:
-        given = iter(cotangents)
-        of_outputs = [next(given) if _has_tangent(output) else None for output in outputs]
-        trees = self.structure.unflatten(inputs), self.outputs.unflatten(outputs), self.outputs.unflatten(of_outputs)
+        trees = self.structure.unflatten(inputs), self.outputs.unflatten(outputs), self.outputs.unflatten(cotangents)
         gradients = self.structure.flatten_up_to(self.backward(*trees))
         return [jnp.zeros_like(inputs[i]) if (by := gradients[i]) is None else by for i in moving]
 
     def push(self, moving: _Indices, inputs: _Arrays, outputs: _Arrays, tangents: _Arrays) -> list[Array]:
         # By `vjp` and not by `linear_transpose`: the backward pass may have a forward derivative of its own. Where it
         # is taken does not matter, as it is linear.
-        like = filter(_has_tangent, outputs)
-        pullback = jax.vjp(lambda *cotangents: self.pull(moving, inputs, outputs, cotangents), *like)[1]
+        pullback = jax.vjp(lambda *cotangents: self.pull(moving, inputs, outputs, cotangents), *outputs)[1]
         return list(pullback(list(tangents)))
-
-
-def _has_tangent(output) -> bool:
-    """Whether an output of a rule takes part in derivatives."""
-    return jnp.issubdtype(output.dtype, jnp.floating)
 
 
 @dataclass(frozen=True)
@@ -200,7 +192,7 @@ def _types(*types: ShapedArray, op: _Op, levels: tuple[_Level, ...], context: _C
         # Reverse mode has no use for push itself, which may be impossible.
         outputs = slice(op.num_inputs, op.fixed)
         if types[outputs] and all(all(level.mapped[outputs]) for level in levels):
-            return [of_output.to_tangent_aval() for of_output in types[outputs] if _has_tangent(of_output)]
+            return [of_output.to_tangent_aval() for of_output in types[outputs]]
     return list(_trace_types(op, levels, context, types).jaxpr.out_avals)
 
 
@@ -224,7 +216,7 @@ def _push(
     op: _Op,
     levels: tuple[_Level, ...],
     context: _Context,
-) -> tuple[list[Array], list[Array] | list[Array | ad.Zero]]:
+) -> tuple[list[Array], list[Array]]:
     bind = partial(_rule_p.bind, context=context)
     moving = tuple(i for i, tangent in enumerate(tangents) if not isinstance(tangent, ad.Zero))
     if isinstance(op, _Derivative) and moving[0] >= op.fixed:  # it is linear in all that moves
@@ -236,10 +228,7 @@ def _push(
     kept = outputs if isinstance(op, _Rule) else []
     push = _Derivative(op, moving, len(primals), len(primals) + len(kept), is_push=True)
     levels = tuple(level.of_push(moving, len(kept)) for level in levels)
-    pushed = iter(bind(*primals, *kept, *(tangents[i] for i in moving), op=push, levels=levels))
-    return outputs, [
-        next(pushed) if _has_tangent(output) else ad.Zero(jax.typeof(output).to_tangent_aval()) for output in outputs
-    ]
+    return outputs, bind(*primals, *kept, *(tangents[i] for i in moving), op=push, levels=levels)
 
 
 def _transpose(

@@ -33,6 +33,10 @@ _OF_ROWS = {
 _Formula = Callable[[Rows], PerRow]  # a pytree of its settings
 
 
+def _is_of_rows(name: str, leaf: Array) -> bool:
+    return name in _OF_ROWS or (name == "temperature" and leaf.ndim > 0)
+
+
 def total_loss(loss: _Formula, rows: Rows) -> Float[Array, ""]:
     """The sum of the rows' weighed losses.
 
@@ -50,7 +54,7 @@ def total_loss(loss: _Formula, rows: Rows) -> Float[Array, ""]:
     rows = rows._replace(**vary(_lazy(rows), own))
     paths, structure = jax.tree.flatten_with_path(vary((loss, rows), row_axes))
     leaves = [leaf for _, leaf in paths]
-    of_rows = [path[-1].name in _OF_ROWS and path[0].idx == 1 for path, _ in paths]
+    of_rows = [path[0].idx == 1 and _is_of_rows(path[-1].name, leaf) for path, leaf in paths]
 
     def recomputed(*leaves):
         return _weighed_sum(*structure.unflatten(leaves))

@@ -268,12 +268,15 @@ def finish(products: Float[Array, "rows classes"], head: LinearLogits) -> Float[
         logits += head.bias.astype(dtype)[None]
     if head.softcap is not None:
         logits = _soft_cap(logits, jnp.minimum(head.softcap.astype(dtype), jnp.finfo(dtype).max))
-    return logits if head.temperature is None else soften(logits, head.temperature.astype(dtype))
+    if head.temperature is None:
+        return logits
+    temperature = head.temperature.astype(dtype)
+    return soften(logits, temperature[:, None] if temperature.ndim else temperature)
 
 
 @jax.custom_jvp
-def soften(logits: Array, temperature: Float[Array, ""]) -> Array:
-    """Logits over the temperature, to which an infinite logit does not answer."""
+def soften(logits: Array, temperature: Float[Array, "*any"]) -> Array:
+    """Logits over the temperature, or that of every row, to which an infinite logit does not answer."""
     return logits / temperature
 
 

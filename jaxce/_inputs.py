@@ -20,9 +20,10 @@ from jaxce._arguments import (
     check_floating,
     check_integer,
     check_numbers,
+    check_range_of_temperatures,
     check_scalar,
     check_shape,
-    check_temperature,
+    check_temperatures,
     check_weights_and_mask,
     dtype_in_jax,
     shown,
@@ -109,7 +110,8 @@ class ClassInputs:
                 return self.split.spec(logits.ndim, self.axis)
             kernel = PartitionSpec(None, *classes)
             whole = PartitionSpec()
-            return replace(logits, hidden=rows, kernel=kernel, bias=classes, softcap=whole, temperature=whole)
+            temperature = whole if _shared_temperature(logits) else rows
+            return replace(logits, hidden=rows, kernel=kernel, bias=classes, softcap=whole, temperature=temperature)
 
         return replace(
             self,
@@ -211,6 +213,7 @@ def check_classes(
     )
     inputs = _check_mesh(inputs, name, on_mesh or OnMesh())
     _check_label_values(targets, inputs.classes.number, where, ignore_index)
+    _check_temperature_values("temperature", logits, _known_to_count(targets, where, ignore_index))
     targets, ignore_index = _narrowed(targets, ignore_index)
     return replace(inputs, targets=targets, ignore_index=ignore_index)
 
@@ -219,6 +222,10 @@ def _check_mesh(inputs: ClassInputs, name: str, on_mesh: OnMesh) -> ClassInputs:
     """Checks how the classes and the rows are split, and how many classes are real."""
     targets, num_classes = inputs.targets, on_mesh.num_classes
     of_rows = {"weights": inputs.weights, "where": inputs.where}
+    if isinstance(inputs.logits, LinearLogits) and not _shared_temperature(inputs.logits):
+        of_rows["temperature"] = inputs.logits.temperature
+    if isinstance(targets, LinearLogits) and not _shared_temperature(targets):
+        of_rows[f"{inputs.targets_name}.temperature"] = targets.temperature
     of_classes = {"class_weights": inputs.class_weights, "class_vector": inputs.class_vector}
     of_logits, of_targets = _holders(name, inputs.logits, inputs.axis), []
     if not isinstance(targets, LinearLogits) and jnp.issubdtype(targets.dtype, jnp.integer):
@@ -281,6 +288,9 @@ def check_teacher(
             "Do both models share the rows and the classes?"
         )
     weights, where = check_weights_and_mask(weights, where, logits.shape[:axis] + logits.shape[axis + 1 :])
+    counts = _known_to_count(None, where, None)
+    _check_temperature_values("temperature", logits, counts)
+    _check_temperature_values("teacher_logits.temperature", teacher_logits, counts)
     inputs = ClassInputs(logits, teacher_logits, weights, None, where, axis, targets_name="teacher_logits")
     return _check_mesh(inputs, name, on_mesh)
 
@@ -309,7 +319,7 @@ def _check_linear(logits: LinearLogits, prefix: str = "") -> LinearLogits:
     if softcap is not None:
         softcap = check_scalar(f"{prefix}softcap", softcap, low=0, open_low=True)
     if temperature is not None:
-        temperature = check_temperature(f"{prefix}temperature", temperature)
+        temperature = check_temperatures(f"{prefix}temperature", temperature, hidden.shape[:-1])
     if block_bytes is not None:
         block_bytes = check_integer(f"{prefix}block_bytes", block_bytes)
         if block_bytes <= 0:
@@ -344,6 +354,19 @@ def _check_logits(
             f"`axis` must be -1 for LinearLogits, whose classes are last; got {axis} of {logits.ndim} axes."
         )
     return logits, axis
+
+
+def _shared_temperature(logits: LinearLogits) -> bool:
+    """Whether all rows have the same temperature, or none."""
+    return logits.temperature is None or jnp.ndim(logits.temperature) == 0
+
+
+def _check_temperature_values(name: str, logits: HeldArray | LinearLogits, counts: np.ndarray | bool | None) -> None:
+    """NumPy temperatures are there to be read, of rows of which it is known that they count; None where it is not."""
+    if not isinstance(logits, LinearLogits) or _shared_temperature(logits) or counts is None:
+        return
+    if isinstance(logits.temperature, np.ndarray):
+        check_range_of_temperatures(name, logits.temperature, counts)
 
 
 def _check_class_vector(vector: ClassVector | None, num_classes: int) -> HeldArray | None:
@@ -514,6 +537,20 @@ def _check_target_shape(
         f"`targets` must have shape {rows_shape} for class indices or {logits_shape} for probabilities, with `{name}` "
         f"of shape {logits_shape} and class axis {axis}; got {shape}.{hint}"
     )
+
+
+def _known_to_count(
+    targets: HeldArray | None, where: HeldArray | None, ignore_index: int | None
+) -> np.ndarray | bool | None:
+    """The mask of the rows that count, or None where a device alone knows it."""
+    is_ignored = False
+    if ignore_index is not None:
+        if not isinstance(targets, np.ndarray):
+            return None
+        is_ignored = targets == ignore_index
+    if where is None:
+        return ~np.asarray(is_ignored)
+    return where & ~np.asarray(is_ignored) if isinstance(where, np.ndarray) else None
 
 
 def _check_label_values(

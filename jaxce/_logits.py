@@ -43,7 +43,7 @@ class LinearLogits:
             and TPUs read it as it lies. A TPU may copy the finished gradient, where V is large.
         bias: (V,), floating. −inf leaves a class out, unless there is a softcap.
         softcap: s > 0, scalar. Gemma 2 has 30.
-        temperature: T in [1e-9, 1e9], scalar.
+        temperature: T in [1e-9, 1e9], scalar, or an array of the rows' shape, which is hidden's without features.
         block_bytes: what one block of logits may take in float32. None is 64 MiB for blocks of classes, or as much as
             512 classes need, and 512 MiB for blocks of rows. For N rows a block has max(1, block_bytes // 4N) classes,
             or max(1, block_bytes // 4V) rows.

@@ -236,7 +236,7 @@ def linear_cross_entropy(
         targets: labels in [0, V), any integer dtype, shape (...); or distributions (..., V), floating.
         bias: (V,), floating.
         softcap: s > 0, scalar: the logits are s · tanh((hidden · kernel + bias) / s).
-        temperature: T in [1e-9, 1e9], scalar, by which they are divided.
+        temperature: T in [1e-9, 1e9], scalar or of the losses' shape, by which they are divided.
         weights: weights of the rows, the shape of the losses (...).
         class_weights: (V,), real; as in `cross_entropy`.
         where: boolean, the shape of the losses. A row where it is false counts as nothing and is not read.

@@ -138,6 +138,8 @@ def _one_axis_of_rows(rows: Rows) -> Rows:
     def flatten(array):
         return None if array is None else jnp.reshape(array, (num_rows, *array.shape[num_axes:]))
 
+    counts = flatten(rows.counts)
+
     def flatten_logits(head):
         if not isinstance(head, LinearLogits):
             return flatten(head)
@@ -145,12 +147,16 @@ def _one_axis_of_rows(rows: Rows) -> Rows:
         softcap, temperature = (
             None if number is None else jnp.asarray(number, head.dtype) for number in (head.softcap, head.temperature)
         )
+        if temperature is not None and temperature.ndim > 0:
+            temperature = jnp.reshape(temperature, (num_rows,))
+            # What a row that does not count has is not read.
+            temperature = temperature if counts is None else jnp.where(counts, temperature, 1)
         return replace(head, hidden=hidden, kernel=jnp.asarray(head.kernel), softcap=softcap, temperature=temperature)
 
     return rows._replace(
         logits=flatten_logits(rows.logits),
         targets=flatten_logits(rows.targets),
-        counts=flatten(rows.counts),
+        counts=counts,
         valid=flatten(rows.valid),
         weights=flatten(rows.weights),
     )

@@ -9,9 +9,21 @@ def linear(loss):
     """The loss of hidden and kernel in place of logits."""
 
     @functools.wraps(loss)
-    def of_head(hidden, kernel, targets, *, bias=None, softcap=None, block_bytes=None, recompute=None, **options):
+    def of_head(
+        hidden,
+        kernel,
+        targets,
+        *,
+        bias=None,
+        softcap=None,
+        temperatures=None,
+        block_bytes=None,
+        recompute=None,
+        **options,
+    ):
+        of_head = {"bias": bias, "softcap": softcap, "temperature": temperatures}
         how = {"block_bytes": block_bytes, "recompute": recompute}
-        return loss(jaxce.LinearLogits(hidden, kernel, bias=bias, softcap=softcap, **how), targets, **options)
+        return loss(jaxce.LinearLogits(hidden, kernel, **of_head, **how), targets, **options)
 
     return of_head
 
@@ -24,14 +36,18 @@ def linear_distillation(
     *,
     bias=None,
     softcap=None,
+    temperatures=None,
     teacher_bias=None,
     teacher_softcap=None,
+    teacher_temperatures=None,
     block_bytes=None,
     recompute=None,
     **options,
 ):
     """The distillation loss of two heads."""
     how = {"block_bytes": block_bytes, "recompute": recompute}
-    student = jaxce.LinearLogits(hidden, kernel, bias=bias, softcap=softcap, **how)
-    teacher = jaxce.LinearLogits(teacher_hidden, teacher_kernel, bias=teacher_bias, softcap=teacher_softcap, **how)
+    of_student = {"bias": bias, "softcap": softcap, "temperature": temperatures}
+    of_teacher = {"bias": teacher_bias, "softcap": teacher_softcap, "temperature": teacher_temperatures}
+    student = jaxce.LinearLogits(hidden, kernel, **of_student, **how)
+    teacher = jaxce.LinearLogits(teacher_hidden, teacher_kernel, **of_teacher, **how)
     return jaxce.distillation_loss(student, teacher, **options)

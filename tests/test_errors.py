@@ -277,6 +277,49 @@ CASES = {
         ValueError,
         "`temperature` must be in [1e-09, 1e+09]; got inf.",
     ),
+    "temperatures of classes": (
+        _ce(jaxce.LinearLogits(LOGITS, jnp.eye(10), temperature=jnp.ones(10)), LABELS),
+        ValueError,
+        "`temperature` must be a scalar, or have the shape of the losses, (8,); got (10,). Nothing is broadcast.",
+    ),
+    "temperatures with a last axis of 1": (
+        lambda: jaxce.distillation_loss(LOGITS, jaxce.LinearLogits(LOGITS, jnp.eye(10), temperature=jnp.ones((8, 1)))),
+        ValueError,
+        "`teacher_logits.temperature` must be a scalar, or have the shape of the losses, (8,); got (8, 1). Nothing is "
+        "broadcast. Drop the last axis: teacher_logits.temperature.squeeze(-1).",
+    ),
+    "integer temperatures": (
+        _ce(jaxce.LinearLogits(LOGITS, jnp.eye(10), temperature=LABELS), LABELS),
+        TypeError,
+        "`temperature` must have a floating dtype; got int32. Cast them: temperature.astype(jnp.float32).",
+    ),
+    "a wrong NumPy temperature": (
+        _ce(
+            jaxce.LinearLogits(LOGITS, jnp.eye(10), temperature=np.array([0, 1, -1, np.nan, 1, 1, 1, 1.0])),
+            np.arange(8),
+            where=np.arange(8) > 1,
+            ignore_index=2,
+        ),
+        ValueError,
+        "`temperature` must be in [1e-09, 1e+09]; got nan at position (3,).",
+    ),
+    "a wrong NumPy temperature of a teacher": (
+        lambda: jaxce.distillation_loss(LOGITS, jaxce.LinearLogits(LOGITS, jnp.eye(10), temperature=np.zeros(8))),
+        ValueError,
+        "`teacher_logits.temperature` must be in [1e-09, 1e+09]; got 0 at position (0,).",
+    ),
+    "temperatures that may differ where classes are split": (
+        _on_mesh(
+            lambda h, k, t: jaxce.linear_cross_entropy(h, k, LABELS, temperature=t, class_axis_name="model"),
+            jnp.zeros((8, 4)),
+            jnp.zeros((4, 12)),
+            jnp.ones(32),
+            in_specs=(P(), P(None, "model"), P("model")),
+        ),
+        ValueError,
+        "`temperature` may differ along 'model', over which the classes are split, and must be the same there, by its type "
+        "too. If it is, cast it: jax.lax.pmean(temperature, 'model').",
+    ),
     "labels with a last axis of 1": (
         _ce(LOGITS, jnp.zeros((8, 1), jnp.int32)),
         ValueError,

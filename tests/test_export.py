@@ -109,7 +109,13 @@ def test_rows_features_and_classes_of_lazy_logits_may_be_symbolic(name, recomput
     def everything(hidden, kernel, bias, *arrays):
         def total(head):
             lazy = jaxce.LinearLogits(
-                head[0], head[1], bias=head[2], softcap=5.0, block_bytes=block_bytes, recompute=recompute
+                head[0],
+                head[1],
+                bias=head[2],
+                softcap=5.0,
+                temperature=arrays[3],  # of the rows
+                block_bytes=block_bytes,
+                recompute=recompute,
             )
             return _total(LAZY_LOSSES[name](lazy, *arrays))
 

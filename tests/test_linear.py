@@ -23,6 +23,7 @@ ARRAYS = {
     "kernel": RNG.normal(size=(D, V)),
     "bias": RNG.normal(size=V),
     "softcap": np.array(3.0),
+    "temperatures": RNG.uniform(0.5, 2, N),
     "weights": RNG.uniform(0.5, 2, N),
     "class_weights": RNG.uniform(0.5, 2, V),
     "label_smoothing": np.array(0.1),
@@ -34,10 +35,13 @@ ARRAYS = {
     "teacher_kernel": RNG.normal(size=(E, V)),
     "teacher_bias": RNG.normal(size=V),
     "teacher_softcap": np.array(2.0),
+    "teacher_temperatures": RNG.uniform(0.5, 2, N),
     "temperature": np.array(1.5),
 }
-HEAD = {"hidden", "kernel", "bias", "softcap"}
-SETTINGS = ["bias", "softcap", "weights", "class_weights", "label_smoothing", "z_loss", "where", "ignore_index"]
+HEAD = {"hidden", "kernel", "bias", "softcap", "temperatures"}
+SETTINGS = ["bias", "softcap", "temperatures", "weights", "class_weights", "label_smoothing", "z_loss", "where"]
+SETTINGS += ["ignore_index"]
+HEAD_SETTINGS = SETTINGS[:3]
 TEACHER = ["teacher_hidden", "teacher_kernel", "temperature"]
 
 # The loss, and the names of its options, by the name of a case.
@@ -50,14 +54,14 @@ MIXED = {
     "distributions": ("cross_entropy", ["targets"]),
     "all, labels": ("cross_entropy", [*SETTINGS, "labels"]),
     "all, distributions": ("cross_entropy", [*SETTINGS[:-1], "targets"]),
-    "half, labels": ("cross_entropy", ["bias", "class_weights", "label_smoothing", "where", "labels"]),
+    "half, labels": ("cross_entropy", ["bias", "temperatures", "class_weights", "label_smoothing", "where", "labels"]),
     "half, distributions": ("cross_entropy", ["softcap", "class_weights", "z_loss", "weights", "targets"]),
     "focal": ("focal_loss", ["gamma", "softcap", "class_weights", "where", "labels"]),
     "poly": ("poly_loss", ["epsilon", "bias", "weights", "ignore_index", "labels"]),
     "distillation": ("distillation_loss", TEACHER),
     "distillation, all": (
         "distillation_loss",
-        [*TEACHER, "bias", "softcap", "teacher_bias", "teacher_softcap", "weights", "where"],
+        [*TEACHER, *HEAD_SETTINGS, *(f"teacher_{name}" for name in HEAD_SETTINGS), "weights", "where"],
     ),
 }
 CASES = ALONE | MIXED
@@ -69,9 +73,10 @@ def _options(names):
     return options | ({"ignore_index": int(LABELS[0])} if "ignore_index" in names else {})
 
 
-def _logits(hidden, kernel, bias=None, softcap=None):
+def _logits(hidden, kernel, bias=None, softcap=None, temperatures=None):
     logits = hidden @ kernel if bias is None else hidden @ kernel + bias[None]
-    return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
+    logits = logits if softcap is None else softcap * jnp.tanh(logits / softcap)
+    return logits if temperatures is None else logits / temperatures[:, None]
 
 
 def _dense(loss, arguments, options):
@@ -225,21 +230,26 @@ def test_a_row_that_does_not_count_may_hold_anything(recompute):
     hidden = jnp.asarray(ARRAYS["hidden"], jnp.float32).at[2].set(jnp.nan)
     kernel, bias = (jnp.asarray(ARRAYS[name], jnp.float32) for name in ("kernel", "bias"))
 
-    def loss(hidden, kernel, bias, softcap):
+    temperatures = jnp.asarray(ARRAYS["temperatures"], jnp.float32).at[2].set(jnp.nan)
+
+    def loss(hidden, kernel, bias, softcap, temperatures):
         return jaxce.linear_cross_entropy(
             hidden,
             kernel,
             LABELS,
             bias=bias,
             softcap=softcap,
+            temperature=temperatures,
             where=jnp.asarray(WHERE),
             recompute=recompute,
             block_bytes=100,
         )
 
-    value, gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3)))(hidden, kernel, bias, jnp.float32(3))
-    clean = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3)))(hidden.at[2].set(0), kernel, bias, jnp.float32(3))
+    step, rest = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3, 4))), (kernel, bias, jnp.float32(3))
+    value, gradients = step(hidden, *rest, temperatures)
+    clean = step(hidden.at[2].set(0), *rest, temperatures.at[2].set(1))
     assert not gradients[0][2].any()
+    assert not gradients[4][2].any()
     jax.tree.map(np.testing.assert_array_equal, (value, gradients), clean)
     nothing = jax.value_and_grad(
         lambda h: jaxce.linear_cross_entropy(h, kernel, LABELS, where=jnp.zeros(N, bool), recompute=recompute)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from lazy import linear_distillation
+from lazy import linear, linear_distillation
 from marks import daily
 
 import jaxce
@@ -25,6 +25,7 @@ ARRAYS = {
     "kernel": RNG.normal(size=(D, V)),
     "bias": RNG.normal(size=V),
     "softcap": np.array(3.0),
+    "temperatures": RNG.uniform(0.5, 2, N),
     "teacher_hidden": RNG.normal(size=(N, E)),
     "teacher_kernel": RNG.normal(size=(E, V)),
     "labels": RNG.integers(0, REAL, N),
@@ -43,7 +44,7 @@ ARRAYS = {
 }
 ROWS, CLASSES = {"weights": 0, "class_weights": 1, "where": 0}, {"bias", "class_weights"}
 OPTIONS = ["weights", "class_weights", "where"]
-HEAD = ["hidden", "kernel", "bias", "softcap"]
+HEAD = ["hidden", "kernel", "bias", "softcap", "temperatures"]
 
 
 def _linear(loss, recompute, *names):
@@ -65,7 +66,7 @@ CASES = {
 }
 for _recompute, _name in ((True, "recomputed"), (False, "forward gradients")):
     for _targets in ("labels", "distributions"):
-        _call, _names = _linear(jaxce.linear_cross_entropy, _recompute, _targets)
+        _call, _names = _linear(linear(jaxce.cross_entropy), _recompute, _targets)
         CASES[f"linear, {_targets}, {_name}"] = _call, [*_names, "class_weights", "label_smoothing", "z_loss"]
     _call, _names = _linear(linear_distillation, _recompute, "teacher_hidden", "teacher_kernel")
     CASES[f"linear distillation, {_name}"] = _call, [*_names, "temperature"]

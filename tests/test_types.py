@@ -245,6 +245,10 @@ def test_summaries() -> None:
         jaxce.summarize(jaxce.LinearLogits(LOGITS, KERNEL, softcap=np.float32(30)), LABELS), jaxce.Summary
     )
     close(linear.nll.mean(), jaxce.linear_cross_entropy(LOGITS, KERNEL, LABELS, softcap=30))
+    close(
+        jaxce.linear_cross_entropy(LOGITS, KERNEL, LABELS, temperature=jnp.full(4, 2.0)),
+        jaxce.cross_entropy(jaxce.LinearLogits(LOGITS, KERNEL, temperature=2), LABELS),
+    )
 
 
 def test_imbalance() -> None:
