@@ -3,6 +3,7 @@
 from jaxce import imbalance as imbalance
 from jaxce import torch as torch
 from jaxce._checks import debug_checks as debug_checks
+from jaxce._custom import custom_loss as custom_loss
 from jaxce._distillation import distillation_loss as distillation_loss
 from jaxce._elementwise import binary_cross_entropy as binary_cross_entropy
 from jaxce._elementwise import binary_focal_loss as binary_focal_loss
@@ -30,6 +31,7 @@ __all__ = [
     "binary_cross_entropy",
     "binary_focal_loss",
     "cross_entropy",
+    "custom_loss",
     "debug_checks",
     "distillation_loss",
     "focal_loss",

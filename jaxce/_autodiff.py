@@ -67,10 +67,10 @@ def rule(
     return call
 
 
-class _Structure(Protocol[_Tree]):
+class Structure(Protocol[_Tree]):
     """A pytree without its leaves: JAX's `PyTreeDef`, for which JAX has no types."""
 
-    def unflatten(self, leaves: Iterable[Array], /) -> _Tree: ...
+    def unflatten(self, leaves: Iterable[object], /) -> _Tree: ...
 
     def flatten_up_to(self, tree: object, /) -> list[Array | None]: ...
 
@@ -94,8 +94,8 @@ class _Rule(Generic[_Inputs, _Outputs]):
     backward: Callable[[_Inputs, _Outputs, _Outputs], _Inputs]
     beside: Callable[[_Inputs], _Outputs]
     types: Callable[[_Inputs], _Outputs]
-    structure: _Structure[_Inputs]
-    outputs: _Structure[_Outputs] = field(default=jax.tree.structure(None), compare=False)  # follows from the inputs
+    structure: Structure[_Inputs]
+    outputs: Structure[_Outputs] = field(default=jax.tree.structure(None), compare=False)  # follows from the inputs
 
     def run(self, *arguments: Array) -> _Outputs:
         return self.forward(self.structure.unflatten(arguments))

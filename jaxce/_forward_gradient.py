@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
@@ -21,40 +22,34 @@ from jaxce._mesh import over_axes, vary, varying
 from jaxce._rows import Rows
 from jaxce._types import PerRow
 
-_OF_ROWS = {
-    "hidden",
-    "logits",
-    "targets",
-    "counts",
-    "valid",
-    "weights",
-}  # fields with an axis of rows; all others are shared
-
-_Formula = Callable[[Rows], PerRow]  # a pytree of its settings
+_Formula = Callable[[Rows], PerRow | tuple[PerRow, object]]  # a pytree of its settings
+_Total = tuple[Float[Array, ""], object]  # of the losses, and of what they have beside them
 
 
-def _is_of_rows(name: str, leaf: Array) -> bool:
-    return name in _OF_ROWS or (name == "temperature" and leaf.ndim > 0)
+def losses_of(formula: _Formula, rows: Rows) -> tuple[PerRow, object]:
+    """The losses of rows, and a pytree of numbers beside them, which have no derivative; None of most formulas."""
+    result = formula(rows)
+    losses, aux = result if isinstance(result, tuple) else (result, None)
+    return losses, lax.stop_gradient(aux)
 
 
-def total_loss(loss: _Formula, rows: Rows) -> Float[Array, ""]:
-    """The sum of the rows' weighed losses.
+def total_loss(loss: _Formula, rows: Rows) -> _Total:
+    """The sum of the rows' weighed losses, and those of what a formula returns beside them.
 
     Without a derivative this computes no gradient. First derivatives, in both modes, are made by blocks of rows; all
     others are those of the recomputing backward pass.
 
     Args:
         loss: a pytree of settings that is called with rows and returns their losses before `weights`, such as
-            `CrossEntropy`.
+            `CrossEntropy`. It closes over nothing that is traced.
         rows: of which the logits are lazy, or the targets that are a teacher's, or both.
     """
     row_axes = varying(loss, rows) - {*rows.classes.axes}
     # What meets the classes is cast before the derivative is taken, so that its gradient is one device's own.
     own = {*row_axes, *rows.classes.axes}
     rows = rows._replace(**vary(_lazy(rows), own))
-    paths, structure = jax.tree.flatten_with_path(vary((loss, rows), row_axes))
-    leaves = [leaf for _, leaf in paths]
-    of_rows = [path[0].idx == 1 and _is_of_rows(path[-1].name, leaf) for path, leaf in paths]
+    leaves, structure = jax.tree.flatten(vary((loss, rows), row_axes))
+    of_rows = [*[False] * len(jax.tree.leaves(loss)), *rows.has_rows()]
 
     def recomputed(*leaves):
         return _weighed_sum(*structure.unflatten(leaves))
@@ -72,13 +67,13 @@ def total_loss(loss: _Formula, rows: Rows) -> Float[Array, ""]:
 
         def push_gradients(primals, tangents):
             def of_recomputed(*leaves):
-                value, gradients = jax.value_and_grad(recomputed, argnums=moving)(*leaves)
-                return value, [gradient.astype(accumulator(gradient)) for gradient in gradients]
+                total, gradients = jax.value_and_grad(recomputed, argnums=moving, has_aux=True)(*leaves)
+                return total, [gradient.astype(accumulator(gradient)) for gradient in gradients]
 
             return jax.jvp(of_recomputed, primals, tangents)
 
         value_and_gradients.defjvp(push_gradients)
-        value, gradients = value_and_gradients(*primals)
+        (value, aux), gradients = value_and_gradients(*primals)
         # Gradients keep the dtype of the arithmetic until they have been multiplied by the derivative of the sum.
         terms = [
             jnp.sum(gradient * tangents[i].astype(gradient.dtype))
@@ -86,44 +81,50 @@ def total_loss(loss: _Formula, rows: Rows) -> Float[Array, ""]:
         ]
         # A gradient of one device's own is a part of the whole.
         terms = [over_axes(term, tuple(varying(term) - varying(value))) for term in terms]
-        return value, vary(sum(terms[1:], terms[0]), varying(value)).astype(value.dtype)
+        d_value = vary(sum(terms[1:], terms[0]), varying(value)).astype(value.dtype)
+        return (value, aux), (d_value, jax.tree.map(jnp.zeros_like, aux))
 
     total.defjvp(push_total, symbolic_zeros=True)
     return total(*leaves)
 
 
-def _weighed_sum(loss: _Formula, rows: Rows) -> Float[Array, ""]:
-    losses = loss(rows)
-    return jnp.sum(losses if rows.weights is None else losses * rows.weights)
+def _weighed_sum(loss: _Formula, rows: Rows) -> _Total:
+    def total(numbers: PerRow) -> Float[Array, ""]:
+        return jnp.sum(numbers if rows.weights is None else numbers * rows.weights)
+
+    losses, aux = losses_of(loss, rows)
+    return total(losses), jax.tree.map(total, aux)
 
 
-def _by_blocks(leaves, structure, of_rows, moving) -> tuple[Float[Array, ""], list[Array]]:
-    """The sum, and its gradient by the moving leaves in the dtype of the arithmetic."""
-    rows = structure.unflatten(leaves)[1]
+def _by_blocks(leaves, structure, of_rows, moving) -> tuple[_Total, list[Array]]:
+    """The sums, and the first one's gradient by the moving leaves in the dtype of the arithmetic."""
+    loss, rows = structure.unflatten(leaves)
 
     def of_block(start, size):
         block = [
             cut(leaf, start, size, axis=0) if has_rows else leaf for leaf, has_rows in zip(leaves, of_rows, strict=True)
         ]
-        value, gradients = _value_and_gradients(*structure.unflatten(block))
+        total, gradients = _value_and_gradients(*structure.unflatten(block))
         gradients = jax.tree.leaves(gradients)
-        return value, [gradients[i] for i in moving]
+        return total, [gradients[i] for i in moving]
 
     def add(carry, block, start):
         total, gradients = carry
-        value, terms = block
-        return total + value, [
+        part, terms = block
+        return jax.tree.map(jnp.add, total, part), [
             put(gradient, term, start, axis=0) if of_rows[i] else gradient + term
             for i, gradient, term in zip(moving, gradients, terms, strict=True)
         ]
 
     nothing = [jnp.zeros_like(leaves[i], accumulator(leaves[i])) for i in moving]
     zero = vary(jnp.zeros((), rows.dtype), varying(leaves) - {*rows.classes.axes})
-    return over_blocks(of_block, add, (zero, nothing), rows.logits.shape[0], _rows_per_block(rows))
+    aux = jax.eval_shape(_weighed_sum, loss, rows)[1] if getattr(loss, "has_aux", False) else None
+    zeros = zero, jax.tree.map(lambda _: zero, aux)
+    return over_blocks(of_block, add, (zeros, nothing), rows.logits.shape[0], _rows_per_block(rows))
 
 
-def _value_and_gradients(loss: _Formula, rows: Rows) -> tuple[Float[Array, ""], tuple[_Formula, Rows]]:
-    """The sum over a block of rows whose logits are held, and its gradient by all of loss and rows."""
+def _value_and_gradients(loss: _Formula, rows: Rows) -> tuple[_Total, tuple[_Formula, Rows]]:
+    """The sums over a block of rows whose logits are held, and the first one's gradient by all of loss and rows."""
     lazy = _lazy(rows)
     products = {name: project(head, rows.counts, rows.dtype) for name, head in lazy.items()}
 
@@ -131,13 +132,13 @@ def _value_and_gradients(loss: _Formula, rows: Rows) -> tuple[Float[Array, ""], 
         held = {name: finish(product, getattr(rows, name)) for name, product in products.items()}
         return _weighed_sum(loss, rows._replace(**held))
 
-    value, (d_products, d_loss, d_rows) = jax.value_and_grad(of_products, argnums=(0, 1, 2), allow_int=True)(
-        products, *_widen_shared(loss, rows)
-    )
+    total, (d_products, d_loss, d_rows) = jax.value_and_grad(
+        of_products, argnums=(0, 1, 2), has_aux=True, allow_int=True
+    )(products, *_widen_shared(loss, rows))
     d_heads = {
         name: head_gradient(head, (d_products[name], getattr(d_rows, name)), rows.counts) for name, head in lazy.items()
     }
-    return value, (d_loss, d_rows._replace(**d_heads))
+    return total, (d_loss, d_rows._replace(**d_heads))
 
 
 def _lazy(rows: Rows) -> dict[str, LinearLogits]:

@@ -61,7 +61,7 @@ from jaxce._types import (
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["logits", "targets", "weights", "class_weights", "class_vector", "where"],
+    data_fields=["logits", "targets", "weights", "class_weights", "class_vector", "where", "extras"],
     meta_fields=["axis", "ignore_index", "num_classes", "split", "name", "targets_name"],
 )
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ class ClassInputs:
     """Checked arguments of a loss over classes, on their way into `jit`; `axis` is not negative.
 
     The logits, and a teacher's that stand in `targets`, are an array or `LinearLogits`. `num_classes` is None where no
-    class is padding, `name` and `targets_name` are the caller's words.
+    class is padding, `extras` are a pytree of arrays of the rows' shape that a loss has beside them, `name` and
+    `targets_name` are the caller's words.
     """
 
     logits: HeldArray | LinearLogits
@@ -82,6 +83,7 @@ class ClassInputs:
     ignore_index: int | None = None
     num_classes: int | None = None
     split: Split = UNSPLIT
+    extras: object = None
     name: str = "logits"
     targets_name: str = "targets"
 
@@ -121,6 +123,7 @@ class ClassInputs:
             class_weights=classes,
             class_vector=classes,
             where=rows,
+            extras=jax.tree.map(lambda _: rows, self.extras),
         )
 
 
@@ -173,6 +176,7 @@ def check_classes(
     where: RowMask | None = None,
     class_vector: ClassVector | None = None,
     ignore_index: SupportsIndex | None = None,
+    extras: object = None,
     on_mesh: OnMesh | None = None,
     labels_only: str | None = None,
     may_be_lazy: bool = False,
@@ -208,9 +212,9 @@ def check_classes(
             )
     weights, where = check_weights_and_mask(weights, where, rows_shape)
     class_vector = _check_class_vector(class_vector, size)
-    inputs = ClassInputs(
-        logits, targets, weights, class_weights, where, axis, class_vector, ignore_index=ignore_index, name=name
-    )
+    extras = _check_extras(extras, rows_shape)
+    inputs = ClassInputs(logits, targets, weights, class_weights, where, axis, class_vector, ignore_index)
+    inputs = replace(inputs, extras=extras, name=name)
     inputs = _check_mesh(inputs, name, on_mesh or OnMesh())
     _check_label_values(targets, inputs.classes.number, where, ignore_index)
     _check_temperature_values("temperature", logits, _known_to_count(targets, where, ignore_index))
@@ -221,7 +225,7 @@ def check_classes(
 def _check_mesh(inputs: ClassInputs, name: str, on_mesh: OnMesh) -> ClassInputs:
     """Checks how the classes and the rows are split, and how many classes are real."""
     targets, num_classes = inputs.targets, on_mesh.num_classes
-    of_rows = {"weights": inputs.weights, "where": inputs.where}
+    of_rows = {"weights": inputs.weights, "where": inputs.where} | _named(inputs.extras)
     if isinstance(inputs.logits, LinearLogits) and not _shared_temperature(inputs.logits):
         of_rows["temperature"] = inputs.logits.temperature
     if isinstance(targets, LinearLogits) and not _shared_temperature(targets):
@@ -367,6 +371,23 @@ def _check_temperature_values(name: str, logits: HeldArray | LinearLogits, count
         return
     if isinstance(logits.temperature, np.ndarray):
         check_range_of_temperatures(name, logits.temperature, counts)
+
+
+def _check_extras(rows: object, rows_shape: tuple[int, ...]) -> object:
+    """Checks what a loss of one's own has for every row beside its logits."""
+
+    def check(path: tuple[object, ...], value: object) -> HeldArray:
+        name = f"rows{jax.tree_util.keystr(path)}"
+        array = as_array(name, value)
+        check_shape(name, array, "the losses", rows_shape)
+        return array
+
+    return jax.tree.map_with_path(check, rows)
+
+
+def _named(extras: object) -> dict[str, HeldArray]:
+    """The arrays that a loss of one's own has for every row, by the names that errors have for them."""
+    return {f"rows{jax.tree_util.keystr(path)}": array for path, array in jax.tree.leaves_with_path(extras)}
 
 
 def _check_class_vector(vector: ClassVector | None, num_classes: int) -> HeldArray | None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
@@ -30,7 +31,8 @@ class Rows(NamedTuple):
     """What a loss over classes computes on. Rows that do not count have label 0 and weight 0.
 
     `counts` and `valid` are None where every row counts and no label can be wrong. With `LinearLogits` there is one
-    axis of rows. Whatever has classes may be a slice of `classes`; labels are numbers of all of them.
+    axis of rows. Whatever has classes may be a slice of `classes`; labels are numbers of all of them. `extras` are a
+    pytree of arrays of the rows, for a loss of one's own.
     """
 
     logits: Any  # Float[Array, "*rows classes"] or LinearLogits
@@ -40,6 +42,8 @@ class Rows(NamedTuple):
     weights: PerRow | None
     class_weights: Float[Array, " classes"] | None
     classes: Classes
+    class_vector: Float[Array, " classes"] | None = None
+    extras: object = None
 
     @property
     def dtype(self) -> np.dtype:
@@ -57,6 +61,16 @@ class Rows(NamedTuple):
         if self.class_weights is None or not self.has_labels:
             return None
         return silence(self.counts, at_label(self.class_weights, self))
+
+    def has_rows(self) -> list[bool]:
+        """Of every leaf, whether it has an axis of rows; all others are shared. With `LinearLogits` there is one."""
+        own, mixed = {"counts", "valid", "weights", "extras"}, {"logits", "targets"}
+        shared = {"kernel", "bias", "softcap"}
+        paths = [([getattr(key, "name", "") for key in path], leaf) for path, leaf in jax.tree.leaves_with_path(self)]
+        return [
+            field in own or (field in mixed and not shared.intersection(rest) and leaf.ndim > 0)
+            for (field, *rest), leaf in paths
+        ]
 
 
 def at_label(values: Array, rows: Rows) -> PerRow:
@@ -119,7 +133,9 @@ def read_classes(inputs: ClassInputs) -> Rows:
     )
     if not isinstance(logits, LinearLogits):
         logits = jnp.moveaxis(logits, inputs.axis, -1)
-    rows = Rows(logits, targets, counts, valid, silence(counts, weights), class_weights, inputs.classes)
+    class_vector = None if inputs.class_vector is None else jnp.asarray(inputs.class_vector)
+    rows = Rows(logits, targets, counts, valid, silence(counts, weights), class_weights, inputs.classes, class_vector)
+    rows = rows._replace(extras=jax.tree.map(jnp.asarray, inputs.extras))
     is_lazy = isinstance(logits, LinearLogits) or isinstance(targets, LinearLogits)
     return _one_axis_of_rows(rows) if is_lazy else rows
 
@@ -159,4 +175,5 @@ def _one_axis_of_rows(rows: Rows) -> Rows:
         counts=counts,
         valid=flatten(rows.valid),
         weights=flatten(rows.weights),
+        extras=jax.tree.map(flatten, rows.extras),
     )

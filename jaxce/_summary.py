@@ -126,9 +126,8 @@ def summarize(
 @partial(jax.jit, static_argnums=1)
 def _summarize(inputs, asked):
     def summarize_slice(inputs, _):
-        vector = None if inputs.class_vector is None else jnp.asarray(inputs.class_vector)
         rows = read_classes(inputs)
-        summary = summarize_rows(rows, class_vector=vector, entropy=asked.entropy, argmax=asked.argmax)
+        summary = summarize_rows(rows, class_vector=rows.class_vector, entropy=asked.entropy, argmax=asked.argmax)
         if not isinstance(inputs.logits, LinearLogits):
             return summary
         return jax.tree.map(lambda number: jnp.reshape(number, inputs.logits.shape[:-1]), summary)

@@ -84,6 +84,17 @@ class ClassOptions(ScoreOptions, MeshOptions, total=False):
     """Options of the losses that are arithmetic on a summary."""
 
 
+class CustomOptions(RowOptions, MeshOptions, total=False):
+    """Options of a loss of one's own."""
+
+    rows: object
+    class_vector: ClassVector | None
+    entropy: bool
+    argmax: bool
+    axis: SupportsIndex
+    ignore_index: SupportsIndex | None
+
+
 class HeadOptions(TypedDict, total=False):
     """Options of every loss of a linear head."""
 

@@ -23,7 +23,7 @@ ORDER = [
     ["_rows"],
     ["_reduction", "_summary", "_divergence", "_forward_gradient"],
     ["_formula", "_scores", "_elementwise", "_jensen_shannon"],
-    ["_losses", "_distillation", "_torch"],
+    ["_losses", "_custom", "_distillation", "_torch"],
     ["imbalance", "torch"],
     ["__init__"],
 ]
@@ -94,6 +94,7 @@ def test_types_say_what_things_are():
 def _standard_library():
     return {
         "ast",
+        "types",
         "collections",
         "contextlib",
         "dataclasses",
@@ -155,6 +156,7 @@ def test_public_functions_have_every_section(name):
 
 
 NO_SOURCE = {
+    "jaxce.custom_loss",
     "jaxce.summarize",
     "jaxce.reduce_losses",
     "jaxce.imbalance.class_counts",
