@@ -1,5 +1,6 @@
 """The distance between two models' predictions."""
 
+import math
 from dataclasses import replace
 from typing import NamedTuple, SupportsIndex, Unpack, overload
 
@@ -178,9 +179,9 @@ class JensenShannon(NamedTuple):
     mixture: HeldArray
 
     def __call__(self, rows: Rows) -> PerRow:
-        models = _models(self.temperature, rows)
-        divergence = jensen_shannon(models, jnp.asarray(self.mixture, rows.dtype))
-        return _scaled(divergence, self.temperature, rows)
+        models, mixture = _models(self.temperature, rows), jnp.asarray(self.mixture, rows.dtype)
+        divergence = jensen_shannon(models if isinstance(models, Heads) else _held_heads(models), mixture)
+        return _scaled(jnp.reshape(divergence, rows.logits.shape[:-1]), self.temperature, rows)
 
 
 def _models(temperature: HeldArray, rows: Rows) -> Pair | Heads:
@@ -190,6 +191,14 @@ def _models(temperature: HeldArray, rows: Rows) -> Pair | Heads:
     if isinstance(rows.logits, LinearLogits) or isinstance(rows.targets, LinearLogits):
         return Heads(rows.logits, rows.targets, *of_rows)
     return Pair(rows.logits, rows.targets, *of_rows)
+
+
+def _held_heads(pairs: Pair) -> Heads:
+    """Logits that are held, with their rows along one axis."""
+    shape = math.prod(pairs.student.shape[:-1]), pairs.student.shape[-1]
+    counts = None if pairs.counts is None else jnp.reshape(pairs.counts, shape[:1])
+    student, teacher = jnp.reshape(pairs.student, shape), jnp.reshape(pairs.teacher, shape)
+    return Heads(student, teacher, *pairs[2:])._replace(counts=counts)
 
 
 def _kullback_leibler(models: Pair | Heads) -> PerRow:

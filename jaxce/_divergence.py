@@ -278,32 +278,24 @@ def _logits(pair: Pair) -> tuple[_Class, _Class]:
     return student, teacher
 
 
-def distance_of_pairs(pairs: Pair) -> Distance:
-    """The outputs of the rule."""
-
+def _forward(pairs: Pair) -> Distance:
     def of_row(pair):
         return _distance(_part(pair), pair.temperature, pair.classes)
 
     return over_rows(of_row, pairs.student.ndim - 1, (PAIR_AXES,))(pairs)
 
 
-def over_pairs(of_row: Callable[..., _Result], pairs: Pair, *of_rows: object) -> _Result:
-    """What of_row(logits, temperature, …) makes of all rows; what else it takes has their axes in front."""
+def _backward(pairs: Pair, distance: Distance, cotangents: Distance) -> Pair:
+    def of_row(pair, distance, cotangents):
+        return _gradient(_logits(pair), pair.temperature, distance, cotangents)
 
-    def of_pair(pair, *numbers):
-        return of_row(_logits(pair), pair.temperature, *numbers)
-
-    return over_rows(of_pair, pairs.student.ndim - 1, (PAIR_AXES, *[0] * len(of_rows)))(pairs, *of_rows)
-
-
-def pull_pairs(gradient: Gradient, pairs: Pair, numbers: object, cotangents: object) -> Pair:
-    """The gradient by all inputs, given that of a row, as `_gradient` is."""
-    student, teacher, temperature = over_pairs(gradient, pairs, numbers, cotangents)
+    of_rows = over_rows(of_row, pairs.student.ndim - 1, (PAIR_AXES, 0, 0))
+    student, teacher, temperature = of_rows(pairs, distance, cotangents)
     student, teacher = student.astype(pairs.student.dtype), teacher.astype(pairs.teacher.dtype)
     return Pair(student, teacher, jnp.sum(temperature), None, None, pairs.classes)
 
 
-measure_pairs = rule(distance_of_pairs, partial(pull_pairs, _gradient))
+measure_pairs = rule(_forward, _backward)
 
 
 # Logits, and what makes of a gradient by them that by what they consist of.
@@ -311,7 +303,7 @@ _Held = tuple[Array, Callable[[Array], LinearLogits | Array]]
 
 
 class Heads(NamedTuple):
-    """The inputs of the rule where student, teacher or both are lazy: a `Pair` for all rows."""
+    """The inputs of the rule where the classes come in blocks, as those of lazy logits do: a `Pair` for all rows."""
 
     student: LinearLogits | Float[Array, "rows classes"]
     teacher: LinearLogits | Float[Array, "rows classes"]
@@ -328,7 +320,7 @@ class Heads(NamedTuple):
     @property
     def classes_per_block(self) -> int:
         """By the student's word, if it is lazy, and else by the teacher's."""
-        return classes_per_block(next(head for head in self[:2] if isinstance(head, LinearLogits)))
+        return classes_per_block(self.student if isinstance(self.student, LinearLogits) else self.teacher)
 
     def block(self, start: Start, size: int) -> "Heads":
         """The same rows over some of the classes."""
@@ -352,7 +344,7 @@ class Heads(NamedTuple):
 
 
 def distance_of_heads(heads: Heads) -> Distance:
-    """The outputs of the rule."""
+    """The outputs of the rule, by one pass over the blocks."""
     temperature = heads.temperature.astype(heads.dtype)
     num_rows, num_classes = heads.student.shape
 
@@ -431,4 +423,8 @@ def _gradient_of_block(
     )
 
 
-measure_heads = rule(distance_of_heads, partial(pull_heads, _gradient))
+def _backward_of_heads(heads: Heads, distance: Distance, cotangents: Distance) -> Heads:
+    return pull_heads(_gradient, heads, distance, cotangents)
+
+
+measure_heads = rule(distance_of_heads, _backward_of_heads)

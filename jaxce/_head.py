@@ -139,11 +139,11 @@ def block_of(head: LinearLogits | Array, start: Start, size: int) -> LinearLogit
     return replace(head, kernel=cut(head.kernel, start, size), bias=cut(head.bias, start, size))
 
 
-def classes_per_block(head: LinearLogits) -> int:
-    """How many classes of all rows fit into a block."""
+def classes_per_block(head: LinearLogits | Array) -> int:
+    """How many classes of all rows fit into a block. Logits that are held have nothing to say about it."""
     num_rows, num_classes = head.shape
     per_class = 4 * max_dim(1, num_rows)
-    if head.block_bytes is None:
+    if not isinstance(head, LinearLogits) or head.block_bytes is None:
         return block_size(max_dim(512, 2**26 // per_class), num_classes)
     return block_size(operator.index(head.block_bytes) // per_class, num_classes)
 

@@ -15,14 +15,10 @@ from jaxce._autodiff import rule
 from jaxce._divergence import (
     Distance,
     Heads,
-    Pair,
     Softened,
     differences,
     distance_of_heads,
-    distance_of_pairs,
-    over_pairs,
     pull_heads,
-    pull_pairs,
     soften_pair,
     sum_heads,
     unsoften,
@@ -64,7 +60,7 @@ _OfModels = tuple[_Number, _Number]
 class Mixed(NamedTuple):
     """The inputs of the rule: two models, and the teacher's part in their mixture."""
 
-    models: Pair | Heads
+    heads: Heads
     mixture: Float[Array, ""]
 
 
@@ -82,27 +78,24 @@ class _Numbers(NamedTuple):
     mixture: _Number
 
 
-def jensen_shannon(models: Pair | Heads, mixture: Float[Array, ""]) -> PerRow:
+def jensen_shannon(heads: Heads, mixture: Float[Array, ""]) -> PerRow:
     """J of every row."""
-    models = vary_rule(models)
-    mixture = vary(mixture, varying(models) - {*models.classes.axes})
-    return _measure(Mixed(models, mixture)).distance.divergence
+    heads = vary_rule(heads)
+    mixture = vary(mixture, varying(heads) - {*heads.classes.axes})
+    return _measure(Mixed(heads, mixture)).distance.divergence
 
 
 def _forward(mixed: Mixed) -> Mixture:
-    models, mixture = mixed
-    distance = distance_of_pairs(models) if isinstance(models, Pair) else distance_of_heads(models)
+    heads, mixture = mixed
+    distance = distance_of_heads(heads)
     of_student, of_teacher = of_models = _of_models(mixed, distance)
     return Mixture(distance._replace(divergence=(1 - mixture) * of_student + mixture * of_teacher), of_models)
 
 
 def _of_models(mixed: Mixed, distance: Distance) -> _OfModels:
     """A and B, by the second pass."""
-    models, numbers = mixed.models, _numbers(mixed, distance)
-    if isinstance(models, Pair):
-        return models.classes.sum(over_pairs(_sums, models, numbers))
     zeros = jnp.zeros_like(distance.divergence)
-    return models.classes.sum(sum_heads(_sums, models, numbers, (zeros, zeros)))
+    return mixed.heads.classes.sum(sum_heads(_sums, mixed.heads, _numbers(mixed, distance), (zeros, zeros)))
 
 
 @jax.custom_jvp
@@ -117,13 +110,10 @@ def _push_known(primals, tangents):
 
 
 def _backward(mixed: Mixed, outputs: Mixture, cotangents: Mixture) -> Mixed:
-    models, distance = mixed.models, outputs.distance
+    distance = outputs.distance
     of_student, of_teacher = of_models = _known(outputs.of_models, mixed, distance)
     numbers = _numbers(mixed, distance), of_models
-    if isinstance(models, Pair):
-        gradient = pull_pairs(_gradient, models, numbers, cotangents.distance)
-    else:
-        gradient = pull_heads(_gradient, models, numbers, cotangents.distance)
+    gradient = pull_heads(_gradient, mixed.heads, numbers, cotangents.distance)
     by_mixture = jnp.sum(cotangents.distance.divergence * (of_teacher - of_student))
     return Mixed(gradient, by_mixture)
 
