@@ -9,10 +9,10 @@ from jaxce._elementwise import binary_cross_entropy as binary_cross_entropy
 from jaxce._elementwise import binary_focal_loss as binary_focal_loss
 from jaxce._elementwise import l1_loss as l1_loss
 from jaxce._elementwise import mse_loss as mse_loss
+from jaxce._linear import linear_cross_entropy as linear_cross_entropy
 from jaxce._logits import LinearLogits as LinearLogits
 from jaxce._losses import cross_entropy as cross_entropy
 from jaxce._losses import focal_loss as focal_loss
-from jaxce._losses import linear_cross_entropy as linear_cross_entropy
 from jaxce._losses import poly_loss as poly_loss
 from jaxce._reduction import MeanParts as MeanParts
 from jaxce._reduction import reduce_losses as reduce_losses

@@ -24,6 +24,7 @@ ORDER = [
     ["_reduction", "_summary", "_divergence", "_forward_gradient"],
     ["_formula", "_scores", "_elementwise", "_jensen_shannon"],
     ["_losses", "_custom", "_distillation", "_torch"],
+    ["_linear"],
     ["imbalance", "torch"],
     ["__init__"],
 ]
