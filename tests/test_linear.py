@@ -65,7 +65,7 @@ MIXED = {
     ),
 }
 CASES = ALONE | MIXED
-EVERY_SIZE = {"all, labels", "distillation, all"}
+SEVERAL_SIZES = {"all, labels", "distillation, all"}
 
 
 def _options(names):
@@ -103,7 +103,10 @@ def _assert_close(results, expected, rtol=1e-10):
 
 @pytest.mark.parametrize("name", daily(CASES, ["all, labels", "all, distributions", "distillation"]))
 def test_both_ways_equal_the_dense_loss(name, x64, request):
-    """Blocks of 1, of a prime, of V−1, V, V+1 and 2V classes, and of so many rows: each in one compiled function."""
+    """Blocks of 1, of a prime, of V−1, V, V+1 and 2V classes, and of so many rows: all in one compiled function.
+
+    Every day, of one that leaves a rest, and of one that is more than there is.
+    """
     loss, names = CASES[name]
     arguments, options = _arguments(names), _options(names)
     cotangent = jnp.asarray(RNG.normal(size=N))
@@ -113,8 +116,9 @@ def test_both_ways_equal_the_dense_loss(name, x64, request):
 
     expected = jax.jit(jax.value_and_grad(lambda a: _dense(loss, a, options)))(arguments)
     of_rows = jax.jit(jax.value_and_grad(lambda a: sum_of(_dense(loss, a, options | {"reduction": "none"}))))(arguments)
-    is_every_size = name in EVERY_SIZE or (name in MIXED and request.config.getoption("--thorough"))
-    blocks = (1, 3, V - 1, V, V + 1, 2 * V) if is_every_size else (3,)
+    blocks = (3, V + 1) if name in SEVERAL_SIZES else (3,)
+    if name in MIXED and request.config.getoption("--thorough"):
+        blocks = (1, 3, V - 1, V, V + 1, 2 * V)
 
     @jax.jit
     def results(arguments):
@@ -141,25 +145,42 @@ def test_every_mode_works_and_falls_over_to_recomputing(name, recompute, x64):
     arguments, options = _arguments(names), _options(names)
     direction = jax.tree.map(lambda array: jnp.asarray(RNG.normal(size=array.shape)), arguments)
 
+    rows = jnp.stack([arguments["hidden"], 1.1 * arguments["hidden"]])
+
     def modes(f):
         grad = jax.grad(f)
-        rows = jnp.stack([arguments["hidden"], 1.1 * arguments["hidden"]])
         return {
             "value": f(arguments),
             "jvp": jax.jvp(f, (arguments,), (direction,)),
-            "jvp of grad": jax.jvp(grad, (arguments,), (direction,))[1],
-            "grad of grad": jax.grad(lambda a: sum(map(jnp.vdot, *map(jax.tree.leaves, (grad(a), direction)))))(
-                arguments
-            ),
+            "jvp of grad": jax.jvp(grad, (arguments,), (direction,)),
+            "grad of grad": jax.grad(lambda a: _dot(grad(a), direction))(arguments),
             "vmap of grad": jax.vmap(lambda hidden: grad(arguments | {"hidden": hidden}))(rows),
             "scan of checkpoint": jax.grad(
                 lambda a: jax.lax.scan(lambda total, _: (total + jax.checkpoint(f)(a), None), 0.0, None, length=2)[0]
             )(arguments),
         }
 
-    expected = jax.jit(lambda: modes(lambda a: _dense(loss, a, options)))()
+    def dense_modes(f):
+        """What they have to give, by one way to differentiate once and twice."""
+        value, gradient = jax.value_and_grad(f)(arguments)
+        along = jax.jvp(jax.grad(f), (arguments,), (direction,))[1]
+        of_rows = [gradient, jax.grad(f)(arguments | {"hidden": rows[1]})]
+        return {
+            "value": value,
+            "jvp": (value, _dot(gradient, direction)),
+            "jvp of grad": (gradient, along),
+            "grad of grad": along,
+            "vmap of grad": jax.tree.map(lambda *gradients: jnp.stack(gradients), *of_rows),
+            "scan of checkpoint": jax.tree.map(lambda array: 2 * array, gradient),
+        }
+
+    expected = jax.jit(lambda: dense_modes(lambda a: _dense(loss, a, options)))()
     how = options | {"recompute": recompute, "block_bytes": 3 * 4 * (N if recompute else V)}
     _assert_close(jax.jit(lambda: modes(lambda a: _linear(loss, a, how)))(), expected, 1e-9)
+
+
+def _dot(tree, other):
+    return sum(map(jnp.vdot, jax.tree.leaves(tree), jax.tree.leaves(other)))
 
 
 @pytest.mark.parametrize("lazy", ["student", "held_student"])
@@ -202,37 +223,45 @@ def test_lazy_logits_beside_held_ones(lazy, x64):
 
 
 def test_reductions_shapes_and_summary_agree_with_the_dense_loss(x64):
-    hidden = jnp.asarray(RNG.normal(size=(2, 3, D)))
-    kernel, labels = jnp.asarray(ARRAYS["kernel"]), jnp.asarray([[1, 2, 3], [0, 1, -1]])
-    dense = functools.partial(jaxce.cross_entropy, hidden @ kernel, labels, ignore_index=-1)
-    for recompute in (True, False, None):
-        of_head = functools.partial(
-            jaxce.linear_cross_entropy, hidden, kernel, labels, ignore_index=-1, recompute=recompute, block_bytes=100
-        )
-        for reduction in ("none", "sum", "mean", "parts"):
-            result, expected = of_head(reduction=reduction), dense(reduction=reduction)
-            assert jax.tree.map(jnp.shape, result) == jax.tree.map(jnp.shape, expected)
-            _assert_close(result, expected)
-    vector = jnp.asarray(ARRAYS["class_weights"])
-    where = labels != -1
-    _assert_close(
-        linear(jaxce.summarize)(
-            hidden, kernel, jnp.abs(labels), class_vector=vector, where=where, block_bytes=100
-        )._asdict(),
-        jaxce.summarize(hidden @ kernel, jnp.abs(labels), class_vector=vector, where=where)._asdict(),
-    )
-    one = jaxce.linear_cross_entropy(hidden[0, 0], kernel, labels[0, 0])
-    _assert_close(one, jaxce.cross_entropy(hidden[0, 0] @ kernel, labels[0, 0]))
+    kernel, vector = ARRAYS["kernel"], ARRAYS["class_weights"]
+    hidden, labels = RNG.normal(size=(2, 3, D)), np.array([[1, 2, 3], [0, 1, -1]])
+    summary = {"class_vector": vector, "where": labels != -1}
+
+    @jax.jit
+    def everything(hidden, kernel):
+        def reduced(loss, *arrays, **how):
+            return {
+                reduction: loss(*arrays, labels, ignore_index=-1, reduction=reduction, **how)
+                for reduction in ("none", "sum", "mean", "parts")
+            }
+
+        logits, head = hidden @ kernel, (hidden, kernel)
+        dense = reduced(jaxce.cross_entropy, logits)
+        dense |= {"summary": jaxce.summarize(logits, np.abs(labels), **summary)._asdict()}
+        dense |= {"row": jaxce.cross_entropy(logits[0, 0], labels[0, 0])}
+        of_head = {
+            recompute: reduced(jaxce.linear_cross_entropy, *head, recompute=recompute, block_bytes=100)
+            for recompute in (True, False, None)
+        }
+        of_summary = linear(jaxce.summarize)(*head, np.abs(labels), block_bytes=100, **summary)._asdict()
+        rest = {"summary": of_summary, "row": jaxce.linear_cross_entropy(hidden[0, 0], kernel, labels[0, 0])}
+        return [of_reductions | rest for of_reductions in of_head.values()], dense
+
+    results, expected = everything(hidden, kernel)
+    for result in results:
+        assert jax.tree.map(jnp.shape, result) == jax.tree.map(jnp.shape, expected)
+        _assert_close(result, expected)
 
 
 @pytest.mark.parametrize("recompute", [True, False])
 def test_a_row_that_does_not_count_may_hold_anything(recompute):
-    hidden = jnp.asarray(ARRAYS["hidden"], jnp.float32).at[2].set(jnp.nan)
-    kernel, bias = (jnp.asarray(ARRAYS[name], jnp.float32) for name in ("kernel", "bias"))
+    hidden, kernel, bias = (np.float32(ARRAYS[name]) for name in ("hidden", "kernel", "bias"))
+    hidden[2] = np.nan
 
-    temperatures = jnp.asarray(ARRAYS["temperatures"], jnp.float32).at[2].set(jnp.nan)
+    temperatures = np.float32(ARRAYS["temperatures"])
+    temperatures[2] = np.nan
 
-    def loss(hidden, kernel, bias, softcap, temperatures):
+    def loss(hidden, kernel, bias, softcap, temperatures, where):
         return jaxce.linear_cross_entropy(
             hidden,
             kernel,
@@ -240,46 +269,51 @@ def test_a_row_that_does_not_count_may_hold_anything(recompute):
             bias=bias,
             softcap=softcap,
             temperature=temperatures,
-            where=jnp.asarray(WHERE),
+            where=where,
             recompute=recompute,
             block_bytes=100,
         )
 
-    step, rest = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3, 4))), (kernel, bias, jnp.float32(3))
-    value, gradients = step(hidden, *rest, temperatures)
-    clean = step(hidden.at[2].set(0), *rest, temperatures.at[2].set(1))
+    everything = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3, 4)))
+    rest = kernel, bias, np.float32(3)
+    value, gradients = everything(hidden, *rest, temperatures, WHERE)
     assert not gradients[0][2].any()
     assert not gradients[4][2].any()
-    jax.tree.map(np.testing.assert_array_equal, (value, gradients), clean)
-    nothing = jax.value_and_grad(
-        lambda h: jaxce.linear_cross_entropy(h, kernel, LABELS, where=jnp.zeros(N, bool), recompute=recompute)
-    )
-    value, gradient = nothing(hidden)
+    clean, calm = hidden.copy(), temperatures.copy()
+    clean[2], calm[2] = 0, 1
+    jax.tree.map(np.testing.assert_array_equal, (value, gradients), everything(clean, *rest, calm, WHERE))
+    value, gradients = everything(hidden, *rest, temperatures, np.zeros(N, bool))
     assert value == 0
-    assert not gradient.any()
+    assert not any(gradient.any() for gradient in gradients)
 
 
 @pytest.mark.parametrize("recompute", [True, False])
 def test_edges(recompute, x64):
     """Absent classes, wrong labels and empty batches, as in the dense loss."""
-    hidden, kernel = (jnp.asarray(ARRAYS[name]) for name in ("hidden", "kernel"))
-    bias = jnp.asarray(ARRAYS["bias"]).at[jnp.array([3, 4, 5])].set(-jnp.inf)  # a block of nothing
-
-    def of_bias(loss, how):
-        return jax.value_and_grad(lambda h, k, b: loss(h, k, b, how), argnums=(0, 1))(hidden, kernel, bias)
-
-    labels = jnp.asarray(np.where(np.isin(LABELS, (3, 4, 5)), 0, LABELS))
+    hidden, kernel, bias = (ARRAYS[name].copy() for name in ("hidden", "kernel", "bias"))
+    bias[3:6] = -np.inf  # a block of nothing
+    labels = np.where(np.isin(LABELS, (3, 4, 5)), 0, LABELS)
     how = {"recompute": recompute, "block_bytes": 3 * 4 * (N if recompute else V)}
-    _assert_close(
-        of_bias(lambda h, k, b, how: jaxce.linear_cross_entropy(h, k, labels, bias=b, **how), how),
-        of_bias(lambda h, k, b, how: jaxce.cross_entropy(h @ k + b[None], labels, **how), {}),
-    )
-    wrong = labels.at[1].set(V)
-    gradient = jax.grad(lambda h: jaxce.linear_cross_entropy(h, kernel, wrong, **how))(hidden)
-    assert jnp.isnan(gradient[1]).all()
-    losses = jaxce.linear_cross_entropy(hidden, kernel, wrong, reduction="none", **how)
-    assert jnp.isnan(losses).tolist() == [row == 1 for row in range(N)]
-    empty = jax.value_and_grad(lambda k: jaxce.linear_cross_entropy(hidden[:0], k, labels[:0], **how))(kernel)
+
+    @jax.jit
+    def everything(hidden, kernel, bias, wrong):
+        def of_head(h, k, labels=labels, **options):
+            return jaxce.linear_cross_entropy(h, k, labels, **how, **options)
+
+        def dense(h, k):
+            return jaxce.cross_entropy(h @ k + bias[None], labels)
+
+        absent = jax.value_and_grad(functools.partial(of_head, bias=bias), (0, 1))(hidden, kernel)
+        losses = of_head(hidden, kernel, wrong, reduction="none")
+        gradient = jax.grad(of_head)(hidden, kernel, wrong)
+        empty = jax.value_and_grad(of_head, 1)(hidden[:0], kernel, labels[:0])
+        return absent, jax.value_and_grad(dense, (0, 1))(hidden, kernel), losses, gradient, empty
+
+    wrong = np.where(np.arange(N) == 1, V, labels)
+    absent, expected, losses, gradient, empty = everything(hidden, kernel, bias, wrong)
+    _assert_close(absent, expected)
+    assert np.isnan(losses).tolist() == [row == 1 for row in range(N)]
+    assert np.isnan(gradient[1]).all()
     assert empty[0] == 0
     assert not empty[1].any()
 
