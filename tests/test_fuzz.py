@@ -25,8 +25,8 @@ from lazy import linear, linear_distillation
 import jaxce
 
 # Configurations, of which the first are run every day, and the batches of each.
-DAILY, ALL, DAILY_BY_PYTORCH, ALL_BY_PYTORCH = 32, 160, 8, 40
-EXAMPLES = {"daily": 20, "thorough": 140}
+DAILY, ALL, DAILY_BY_PYTORCH, ALL_BY_PYTORCH = 24, 160, 8, 40
+EXAMPLES = {"daily": 25, "thorough": 140}
 SEED = 63520  # with which the daily ones have a bit of everything
 
 # The axes of the arrays: r rows, c classes, d features. Settings have none.

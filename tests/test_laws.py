@@ -180,7 +180,15 @@ def _as_distributions(kind):
     return _one_hot(LABELS) if kind == "labels" else TARGETS[kind]
 
 
-EVERY_CASE = [pytest.param(producer, kind) for producer in PRODUCERS for kind in TARGETS]
+def _cases(is_daily):
+    """Every producer with every kind of target, of which the chosen ones run every day."""
+    for producer in PRODUCERS:
+        for kind in TARGETS:
+            yield pytest.param(producer, kind, marks=[] if is_daily(producer, kind) else pytest.mark.thorough)
+
+
+# What is split as well as in blocks has labels every day.
+EVERY_CASE = list(_cases(lambda producer, kind: kind == "labels" or not producer.startswith("split, ")))
 every_case = pytest.mark.parametrize(("producer", "kind"), EVERY_CASE)
 every_producer = pytest.mark.parametrize("producer", PRODUCERS)
 pytestmark = pytest.mark.usefixtures("x64")
@@ -238,7 +246,7 @@ def test_smoothing_is_a_mixture_with_the_uniform_distribution(producer, kind):
     epsilon = DATA["label_smoothing"]
     mixture = (1 - epsilon) * _as_distributions(kind) + epsilon / V
     results = _run(producer, _data(kind, z_loss=0.0))
-    expected = _run(producer, _data("distributions", targets=mixture, z_loss=0.0, label_smoothing=0.0))
+    expected = _run("dense", _data("distributions", targets=mixture, z_loss=0.0, label_smoothing=0.0))
     _assert_same_sums(results, expected, "label_smoothing", "targets")
 
 
@@ -246,16 +254,14 @@ def test_smoothing_is_a_mixture_with_the_uniform_distribution(producer, kind):
 def test_one_hot_distribution_is_the_label(producer):
     """The sums are the same. The mean of labels divides by Σ v w_y and that of distributions by Σ v, as in PyTorch."""
     results = _run(producer, _data("labels", z_loss=0.0))
-    expected = _run(producer, _data("distributions", targets=_one_hot(LABELS), z_loss=0.0))
+    expected = _run("dense", _data("distributions", targets=_one_hot(LABELS), z_loss=0.0))
     _assert_same_sums(results, expected)
     weights = np.where(DATA["where"], DATA["weights"], 0)
     _assert_close(results.parts.weight, np.sum(weights * DATA["class_weights"][LABELS]))
     _assert_close(expected.parts.weight, np.sum(weights))
-    same_weights = [
-        _run(producer, _data(kind, targets=targets, class_weights=np.ones(V)))
-        for kind, targets in (("labels", LABELS), ("distributions", _one_hot(LABELS)))
-    ]
-    _assert_close(_comparable(same_weights[1]), _comparable(same_weights[0], "class_weights"))
+    labels = _run(producer, _data("labels", class_weights=np.ones(V)))
+    one_hot = _run("dense", _data("distributions", targets=_one_hot(LABELS), class_weights=np.ones(V)))
+    _assert_close(_comparable(one_hot), _comparable(labels, "class_weights"))
 
 
 def _assert_same_sums(results, expected, *left_out):
@@ -396,9 +402,7 @@ def test_slices_merge_into_the_whole(producer, kind):
             _assert_close(gradients["kernel"], LOGITS.T @ expected["logits"])
 
 
-PADDING_CASES = [
-    pytest.param(*case.values, marks=[] if case.values[0] == "dense" else pytest.mark.thorough) for case in EVERY_CASE
-]
+PADDING_CASES = list(_cases(lambda producer, kind: producer == "dense"))
 
 
 @pytest.mark.parametrize(("producer", "kind"), PADDING_CASES)

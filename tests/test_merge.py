@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import daily
 
 from jaxce._mesh import Classes
 from jaxce._rule import Row, numbers_of, row_maximum, slice_row
@@ -30,20 +31,20 @@ def _slice(logits, target, vector, start, stop):
     return slice_row(row).numbered_from(start)
 
 
-EDGES = [(0, 3, 6), (0, 1, 6), (0, 1, 2, 3, 4, 5, 6), (0, 4, 5, 6)]
+# The edges of slices by name; those of devices are even.
+EDGES = {"halves": (0, 3, 6), "one and the rest": (0, 1, 6), "ones": range(7), "shorter": (0, 4, 5, 6), "devices": None}
 ASKED = Asked(entropy=True, argmax=True)
 VECTOR = np.array([0.0, 0.0, 0.0, 1.0, 2.0, 0.5], np.float32)
 
 
-@pytest.mark.parametrize("edges", EDGES)
+@pytest.mark.parametrize("edges", daily(EDGES, ["halves", "ones", "devices"]))
 @pytest.mark.parametrize("name", ROWS)
 def test_slices_merge_into_the_row(name, edges):
     logits = np.array(ROWS[name], np.float32)
     finite = np.isfinite(logits)
     distribution = np.where(finite, np.float32([0.1, 0.2, 0.3, 0.1, 0.2, 0.4]), 0)
-    label = jnp.array(0 if finite[0] else 4)
-    for target in (label, distribution):
-        (whole, argmax), *others = _merged(edges)(logits, target)
+    for target in (np.array(0 if finite[0] else 4), distribution):
+        (whole, argmax), *others = _merged(EDGES[edges])(logits, target)
         assert argmax == np.argmax(logits)
         for part, argmax_of_part in others:
             assert argmax_of_part == argmax
@@ -54,18 +55,17 @@ def test_slices_merge_into_the_row(name, edges):
 
 @functools.cache
 def _merged(edges):
-    """The whole row, the slices between the edges, merged from either end, and those of 1, 2, 3 and 6 devices."""
+    """The whole row, and the slices between the edges, merged from either end, or without edges those of devices."""
 
     @jax.jit
     def merged(logits, target):
-        slices = [_slice(logits, target, VECTOR, start, stop) for start, stop in itertools.pairwise(edges)]
-        parts = [
-            _slice(logits, target, VECTOR, 0, 6),
-            functools.reduce(merge, slices),
-            functools.reduce(merge, slices[::-1]),
-            *(_by_devices(logits, target, number) for number in (1, 2, 3, 6)),
-        ]
-        numbers = [numbers_of(part, has_label=target.ndim == 0) for part in parts]
+        if edges is None:
+            parts = [_by_devices(logits, target, number) for number in (1, 2, 3, 6)]
+        else:
+            slices = [_slice(logits, target, VECTOR, start, stop) for start, stop in itertools.pairwise(edges)]
+            parts = [functools.reduce(merge, slices), functools.reduce(merge, slices[::-1])]
+        whole = _slice(logits, target, VECTOR, 0, 6)
+        numbers = [numbers_of(part, has_label=target.ndim == 0) for part in (whole, *parts)]
         return [((*each[:4], each.entropy, each.mean_depth), each.argmax) for each in numbers]
 
     return merged
