@@ -384,12 +384,7 @@ def test_parts_of_a_batch_add_up(producer, kind):
 # --- laws of slices of the classes
 
 
-DAILY_BLOCKS = {(f"blocks of {V - 1} classes", "labels"), (f"blocks of {N - 1} rows", "distributions")}
-BLOCK_CASES = [
-    pytest.param(name, kind, marks=[] if (name, kind) in DAILY_BLOCKS else pytest.mark.thorough)
-    for name in BLOCKS
-    for kind in TARGETS
-]
+BLOCK_CASES = [pytest.param(name, kind, marks=pytest.mark.thorough) for name in BLOCKS for kind in TARGETS]
 
 
 @pytest.mark.parametrize(("producer", "kind"), EVERY_CASE[2:] + BLOCK_CASES)
