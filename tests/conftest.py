@@ -2,9 +2,10 @@
 
 import os
 
-# A program of a test is small: cut into parts it takes longer to compile.
-FLAGS = " --xla_force_host_platform_device_count=8 --xla_cpu_parallel_codegen_split_count=1"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + FLAGS
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
+    " --xla_force_host_platform_device_count=8"
+    " --xla_cpu_parallel_codegen_split_count=1"  # programs of tests are small: cut into parts they compile longer
+)
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
