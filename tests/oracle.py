@@ -23,6 +23,11 @@ def row(logits, target, vector=None):
     return log_z, nll, spread, [x / total for x in e]
 
 
+def divergence(p, log_p, log_q):
+    """Σ p (log p − log q)."""
+    return mpmath.fsum(pc * (lp - lq) for pc, lp, lq in zip(p, log_p, log_q, strict=True))
+
+
 def nll_gradient(logits, target):
     """Σt · softmax − t."""
     z = _exact(logits)

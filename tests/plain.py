@@ -65,9 +65,19 @@ def binary_focal(logits, targets, gamma, alpha):
     return (alpha * targets + (1 - alpha) * (1 - targets)) * (1 - p_t) ** gamma * binary(logits, targets)
 
 
-def distillation(logits, teacher_logits, temperature):
+def distillation(logits, teacher_logits, temperature, divergence="forward", mixture=0.5):
     log_p, log_q = jax.nn.log_softmax(logits / temperature), jax.nn.log_softmax(teacher_logits / temperature)
-    return temperature**2 * jnp.sum(jnp.exp(log_q) * (log_q - log_p), -1)
+    log_m = jnp.log(mixture * jnp.exp(log_q) + (1 - mixture) * jnp.exp(log_p))
+
+    def kl(log_of, log_from):
+        return jnp.sum(jnp.exp(log_of) * (log_of - log_from), -1)
+
+    divergences = {
+        "forward": lambda: kl(log_q, log_p),
+        "reverse": lambda: kl(log_p, log_q),
+        "jensen_shannon": lambda: mixture * kl(log_q, log_m) + (1 - mixture) * kl(log_p, log_m),
+    }
+    return temperature**2 * divergences[divergence]()
 
 
 def expected_cost(logits, targets, costs):

@@ -52,6 +52,18 @@ def _mean(logits, targets, class_weights, weights, label_smoothing, z_loss):
 
 ROW = {"class_weights": CLASS_WEIGHTS, "weights": WEIGHTS, "label_smoothing": 0.1, "z_loss": 0.05}
 
+
+def _distillation(divergence, **settings):
+    def loss(weights, **arguments):
+        return jaxce.distillation_loss(divergence=divergence, weights=weights, reduction="none", **arguments)
+
+    def reference(weights, **arguments):
+        return weights * plain.distillation(divergence=divergence, **arguments)
+
+    arguments = {"logits": LOGITS, "teacher_logits": OTHER_LOGITS, "temperature": 2.0, "weights": WEIGHTS}
+    return Case(loss, reference, arguments | settings)
+
+
 CASES = {
     "cross_entropy": Case(
         lambda logits: jaxce.cross_entropy(logits, _labels(), reduction="none"),
@@ -140,15 +152,9 @@ CASES = {
         ),
         {"logits": LOGITS, "epsilon": 1.5, "class_weights": CLASS_WEIGHTS, "weights": WEIGHTS},
     ),
-    "distillation_loss": Case(
-        lambda logits, teacher_logits, temperature, weights: jaxce.distillation_loss(
-            logits, teacher_logits, temperature=temperature, weights=weights, reduction="none"
-        ),
-        lambda logits, teacher_logits, temperature, weights: (
-            weights * plain.distillation(logits, teacher_logits, temperature)
-        ),
-        {"logits": LOGITS, "teacher_logits": OTHER_LOGITS, "temperature": 2.0, "weights": WEIGHTS},
-    ),
+    "distillation_loss": _distillation("forward"),
+    "distillation_loss, reverse": _distillation("reverse"),
+    "distillation_loss, jensen_shannon": _distillation("jensen_shannon", mixture=0.3),
     "expected_cost": Case(
         lambda logits, costs, weights: jaxce.imbalance.expected_cost(
             logits, _labels(), costs, weights=weights, reduction="none"
@@ -302,6 +308,8 @@ LONG = (
     "poly_loss",
     "summarize",
     "distillation_loss",
+    "distillation_loss, reverse",
+    "distillation_loss, jensen_shannon",
     "focal_loss of confident rows",
     "mean cross_entropy of distributions",
     "cross_entropy of distributions at ties",
@@ -321,6 +329,7 @@ def test_every_mode_agrees_with_the_plain_formula(name, x64, request):
 
 
 UNMAPPED = ["cross_entropy", "cross_entropy with options", "cross_entropy of distributions", "distillation_loss"]
+UNMAPPED += ["distillation_loss, jensen_shannon"]
 
 
 @pytest.mark.parametrize("name", daily(UNMAPPED, ["cross_entropy"]))
@@ -365,6 +374,32 @@ def test_check_grads(name, argument, x64):
         return _total(case.loss(**{**arguments, argument: value}))
 
     check_grads(jax.jit(of_argument), (arguments[argument],), order=2, modes=("fwd", "rev"), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("divergence", daily(["forward", "reverse", "jensen_shannon"], ["jensen_shannon"]))
+def test_second_derivatives_where_both_models_leave_a_class_out(divergence, x64):
+    """They are those of the other classes, by the temperature too."""
+
+    def loss(logits, teacher_logits, temperature, mixture):
+        options = {"temperature": temperature, "mixture": mixture, "divergence": divergence}
+        return jaxce.distillation_loss(logits, teacher_logits, **options)
+
+    @jax.jit
+    def second(*arguments):
+        def slope(*arguments):
+            gradients = jax.grad(loss, (0, 1, 2, 3))(*arguments)
+            return sum(jnp.sum(jnp.cos(gradient)) for gradient in gradients)
+
+        return jax.grad(slope, (0, 1, 2, 3))(*arguments)
+
+    logits, teacher_logits = jnp.asarray(LOGITS[0]), jnp.asarray(OTHER_LOGITS[0])
+    results = second(logits.at[1].set(-jnp.inf), teacher_logits.at[1].set(-jnp.inf), 1.5, 0.3)
+    expected = second(jnp.delete(logits, 1), jnp.delete(teacher_logits, 1), 1.5, 0.3)
+    for result in results[:2]:
+        assert result[1] == 0
+    results = [jnp.delete(result, 1) if result.ndim else result for result in results]
+    for result, wanted in zip(results, expected, strict=True):
+        np.testing.assert_allclose(result, wanted, rtol=1e-12, atol=1e-14)
 
 
 def test_gradient_is_linear_in_the_cotangent_and_sums_to_zero(x64):

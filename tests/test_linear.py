@@ -37,12 +37,14 @@ ARRAYS = {
     "teacher_softcap": np.array(2.0),
     "teacher_temperatures": RNG.uniform(0.5, 2, N),
     "temperature": np.array(1.5),
+    "mixture": np.array(0.3),
 }
 HEAD = {"hidden", "kernel", "bias", "softcap", "temperatures"}
 SETTINGS = ["bias", "softcap", "temperatures", "weights", "class_weights", "label_smoothing", "z_loss", "where"]
 SETTINGS += ["ignore_index"]
 HEAD_SETTINGS = SETTINGS[:3]
 TEACHER = ["teacher_hidden", "teacher_kernel", "temperature"]
+TWO_HEADS = [*TEACHER, *HEAD_SETTINGS, *(f"teacher_{name}" for name in HEAD_SETTINGS), "weights", "where"]
 
 # The loss, and the names of its options, by the name of a case.
 ALONE = {
@@ -59,17 +61,17 @@ MIXED = {
     "focal": ("focal_loss", ["gamma", "softcap", "class_weights", "where", "labels"]),
     "poly": ("poly_loss", ["epsilon", "bias", "weights", "ignore_index", "labels"]),
     "distillation": ("distillation_loss", TEACHER),
-    "distillation, all": (
-        "distillation_loss",
-        [*TEACHER, *HEAD_SETTINGS, *(f"teacher_{name}" for name in HEAD_SETTINGS), "weights", "where"],
-    ),
+    "distillation, all": ("distillation_loss", TWO_HEADS),
+    "reverse": ("distillation_loss", [*TWO_HEADS, "reverse"]),
+    "jensen_shannon": ("distillation_loss", [*TWO_HEADS, "mixture", "jensen_shannon"]),
 }
 CASES = ALONE | MIXED
-SEVERAL_SIZES = {"all, labels", "distillation, all"}
+SEVERAL_SIZES = {"all, labels", "distillation, all", "jensen_shannon"}
 
 
 def _options(names):
     options = {"where": jnp.asarray(WHERE)} if "where" in names else {}
+    options |= {"divergence": names[-1]} if names[-1] in ("reverse", "jensen_shannon") else {}
     return options | ({"ignore_index": int(LABELS[0])} if "ignore_index" in names else {})
 
 
@@ -138,7 +140,10 @@ def test_both_ways_equal_the_dense_loss(name, x64, request):
     _assert_close(by_rows, of_rows)
 
 
-@pytest.mark.parametrize("name", daily(["half, labels", "all, labels", "distillation, all"], ["half, labels"]))
+TWICE = ["half, labels", "all, labels", "distillation, all", "reverse", "jensen_shannon"]
+
+
+@pytest.mark.parametrize("name", daily(TWICE, ["half, labels"]))
 @pytest.mark.parametrize("recompute", [False, pytest.param(True, marks=pytest.mark.thorough)])
 def test_every_mode_works_and_falls_over_to_recomputing(name, recompute, x64):
     loss, names = CASES[name]
@@ -183,8 +188,12 @@ def _dot(tree, other):
     return sum(map(jnp.vdot, jax.tree.leaves(tree), jax.tree.leaves(other)))
 
 
-@pytest.mark.parametrize("lazy", ["student", "held_student"])
-def test_lazy_logits_beside_held_ones(lazy, x64):
+BESIDE = [(lazy, name) for lazy in ("student", "held_student") for name in ("forward", "reverse", "jensen_shannon")]
+BESIDE_DAILY = [("student", "forward"), ("held_student", "jensen_shannon")]
+
+
+@pytest.mark.parametrize(("lazy", "divergence"), daily(BESIDE, BESIDE_DAILY))
+def test_lazy_logits_beside_held_ones(lazy, divergence, x64):
     """A row that does not count holds garbage on both sides; padding does too where it is held."""
     held = jnp.asarray(RNG.normal(size=(N, V))).at[2].set(jnp.nan).at[:, -1].set(jnp.inf)
     hidden, kernel = jnp.asarray(ARRAYS["hidden"]).at[2].set(jnp.inf), jnp.asarray(ARRAYS["kernel"])
@@ -192,7 +201,8 @@ def test_lazy_logits_beside_held_ones(lazy, x64):
 
     def loss(of_head, held, temperature, **options):
         pair = (of_head, held) if lazy == "student" else (held, of_head)
-        return jaxce.distillation_loss(*pair, temperature=temperature, where=where, num_classes=V - 1, **options)
+        options |= {"where": where, "num_classes": V - 1, "divergence": divergence, "mixture": 0.3}
+        return jaxce.distillation_loss(*pair, temperature=temperature, **options)
 
     def of_rows(f):
         """The gradients of a sum in which every row has a weight of its own."""
@@ -368,6 +378,20 @@ def test_matrix_multiplications(vocabulary):
 
     assert count(of_softmax) == 1
     assert count(jax.grad(of_softmax, argnums=(0, 1))) == 4
+
+
+@pytest.mark.parametrize("divergence", ["forward", "reverse", "jensen_shannon"])
+def test_matrix_multiplications_of_two_heads(divergence):
+    arrays = [jnp.ones(shape) for shape in ((6, 2), (2, 12), (6, 2), (2, 12))]
+
+    def count(recompute, function):
+        how = {"recompute": recompute, "block_bytes": 96, "divergence": divergence}
+        return _matmul_flops(function(functools.partial(linear_distillation, **how)), *arrays) / (2 * 6 * 2 * 12)
+
+    passes = 2 if divergence == "jensen_shannon" else 1
+    assert count(True, lambda loss: loss) == 2 * passes
+    assert count(True, lambda loss: jax.grad(loss, (0, 1, 2, 3))) == 2 * (passes + 3)
+    assert count(False, lambda loss: jax.grad(loss, (0, 1, 2, 3))) == 2 * 3
 
 
 @pytest.mark.parametrize("recompute", [True, False])

@@ -288,15 +288,15 @@ def _of_head(recompute, block_bytes):
 
 
 def _of_devices(losses):
-    def split(student, teacher, weights, temperature, reduction):
-        def on_device(student, teacher, weights, temperature):
-            options = {"weights": weights, "temperature": temperature, "reduction": reduction}
-            return losses(student, teacher, **options, **ON_DEVICES)
+    def split(student, teacher, weights, temperature, mixture, **options):
+        def on_device(student, teacher, weights, temperature, mixture):
+            settings = {"weights": weights, "temperature": temperature, "mixture": mixture}
+            return losses(student, teacher, **settings, **options, **ON_DEVICES)
 
         mesh = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Auto,))
-        specs = P(None, "model"), P(None, "model"), P(), P()
+        specs = P(None, "model"), P(None, "model"), P(), P(), P()
         return jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=P())(
-            student, teacher, weights, jnp.asarray(temperature)
+            student, teacher, weights, jnp.asarray(temperature), jnp.asarray(mixture)
         )
 
     return split
@@ -313,16 +313,44 @@ DISTILLATION = {
 }
 
 
-def _divergence(student, teacher, temperature):
-    """T² KL(q ‖ p) of every row in float64, and its derivatives by both logits and by T."""
+DIVERGENCES = ["forward", "reverse", "jensen_shannon"]
+
+
+def _divergence(student, teacher, temperature, kind="forward", mixture=0.5):
+    """T² times the divergence of every row in float64, and its derivatives by both logits, by T and by the mixture."""
+    if kind == "reverse":
+        value, d_teacher, d_student, *rest = _divergence(teacher, student, temperature)
+        return value, d_student, d_teacher, *rest
     scaled = [z.astype(np.float64) / temperature for z in (student, teacher)]
     u, v = (z - z.max(-1, keepdims=True) for z in scaled)
     log_p, log_q = (z - np.log(np.exp(z).sum(-1, keepdims=True)) for z in (u, v))
     p, q, r = np.exp(log_p), np.exp(log_q), log_p - log_q
-    divergence = (q * (np.expm1(r) - r)).sum(-1)
-    d_u, d_v = p - q, -q * (r + divergence[:, None])
+    if kind == "forward":
+        divergence = _positive_terms(p, q, r).sum(-1)
+        d_u, d_v = p - q, -q * (r + divergence[:, None])
+        by_mixture = 0 * divergence
+    else:
+        share = 1 - mixture
+        x, y = _log_mean_exp(-r, mixture), _log_mean_exp(r, share)
+        m = mixture * q + share * p
+        of_student, of_teacher = _positive_terms(m, p, x).sum(-1), _positive_terms(m, q, y).sum(-1)
+        divergence, by_mixture = share * of_student + mixture * of_teacher, of_teacher - of_student
+        d_u, d_v = -share * p * (x + of_student[:, None]), -mixture * q * (y + of_teacher[:, None])
     by_temperature = 2 * temperature * divergence - temperature * (d_u * u + d_v * v).sum(-1)
-    return temperature**2 * divergence, temperature * d_u, temperature * d_v, by_temperature
+    squared = temperature**2
+    return squared * divergence, temperature * d_u, temperature * d_v, by_temperature, squared * by_mixture
+
+
+def _log_mean_exp(r, share):
+    """log(1 − share + share · exp(r))."""
+    near = np.log1p(share * np.expm1(np.where(abs(r) < 1, r, 0)))
+    return np.where(abs(r) < 1, near, np.logaddexp(np.log1p(-share), np.log(share) + r))
+
+
+def _positive_terms(m, p, x):
+    """m − p − p x, where m = p exp(x)."""
+    near = np.where(abs(x) < 1, x, 0)
+    return np.where(abs(x) < 1, p * (np.expm1(near) - near), m - p - p * x)
 
 
 def _agreeing(temperature, rng):
@@ -343,30 +371,44 @@ def test_distillation_at_either_end_of_the_temperatures(way, rng):
     cold = DISTILLATION[way](student, teacher, temperature=1e-9, reduction="none")
     gap = student.max(-1) - np.take_along_axis(student, teacher.argmax(-1)[:, None], -1)[:, 0]
     np.testing.assert_allclose(cold, 1e-9 * gap, rtol=1e-5)
+    mixed = {"divergence": "jensen_shannon", "mixture": 0.3, "reduction": "none"}
+    hot = DISTILLATION[way](student, teacher, temperature=1e9, **mixed)
+    np.testing.assert_allclose(hot, 0.3 * 0.7 * np.var((student - teacher).astype(np.float64), -1) / 2, rtol=1e-5)
+    cold = DISTILLATION[way](student, teacher, temperature=1e-9, **mixed)
+    differs = student.argmax(-1) != teacher.argmax(-1)
+    np.testing.assert_allclose(cold, -1e-18 * (0.3 * np.log(0.3) + 0.7 * np.log(0.7)) * differs, rtol=1e-5)
 
 
-@pytest.mark.parametrize("temperature", daily([1.0, 2.0, 3.0], [2.0]))
-@pytest.mark.parametrize("way", except_for(DISTILLATION, ["head, blocks of 1", "head, one block"]))
-def test_distillation_near_agreement(way, temperature, rng):
+NEAR = [(kind, way, temperature) for kind in DIVERGENCES for way in DISTILLATION for temperature in (1.0, 2.0, 3.0)]
+NEAR_DAILY = [("forward", way, 2.0) for way in DISTILLATION]
+NEAR_DAILY += [("jensen_shannon", way, 2.0) for way in ("dense", "head, blocks of 5")]
+
+
+@pytest.mark.parametrize(("kind", "way", "temperature"), daily(NEAR, NEAR_DAILY))
+def test_distillation_near_agreement(kind, way, temperature, rng):
     student, teacher = _agreeing(temperature, rng)
     real = slice(0, 22 if "devices" in way else 24)
-    exact, d_student, d_teacher, d_temperature = _divergence(student[:, real], teacher[:, real], temperature)
+    mixture = float(np.float32(0.3))
+    exact, d_student, d_teacher, d_temperature, d_mixture = _divergence(
+        student[:, real], teacher[:, real], temperature, kind, mixture
+    )
     assert exact.min() < 1e-9 * temperature**2
     weights = (1 / exact).astype(np.float32)  # so that every row has a part in the sum
 
     @jax.jit
-    def results(student, teacher, temperature):
+    def results(*arguments):
         def losses(weights, reduction, *moving):
-            return DISTILLATION[way](*moving[:2], weights=weights, temperature=moving[2], reduction=reduction)
+            options = {"temperature": moving[2], "mixture": moving[3], "divergence": kind, "reduction": reduction}
+            return DISTILLATION[way](*moving[:2], weights=weights, **options)
 
-        each = losses(jnp.ones(80), "none", student, teacher, temperature)
-        of_sum = jax.value_and_grad(lambda *moving: losses(weights, "sum", *moving), (0, 1, 2))
-        return each, *of_sum(student, teacher, temperature)
+        of_sum = jax.value_and_grad(lambda *moving: losses(weights, "sum", *moving), (0, 1, 2, 3))
+        return losses(jnp.ones(80), "none", *arguments), *of_sum(*arguments)
 
-    each, total, gradients = results(student, teacher, temperature)
+    each, total, gradients = results(student, teacher, temperature, mixture)
     np.testing.assert_allclose(each, exact, rtol=2e-6)
     np.testing.assert_allclose(total, np.sum(weights * exact), rtol=2e-6)
     np.testing.assert_allclose(gradients[2], np.sum(weights * d_temperature), rtol=1e-5)
+    np.testing.assert_allclose(gradients[3], np.sum(weights * d_mixture), rtol=1e-5)
     for gradient, row_gradient in zip(gradients, (d_student, d_teacher), strict=False):
         expected = weights[:, None] * row_gradient
         error = np.abs(np.asarray(gradient)[:, real] - expected).max(-1) / np.abs(expected).max(-1)
@@ -374,32 +416,122 @@ def test_distillation_near_agreement(way, temperature, rng):
 
 
 def test_divergence_of_the_reference():
-    """The formula in float64 that the tests of distillation are held to, by 50 digits."""
-    student, teacher = _agreeing(1.0, np.random.default_rng(0))
-    for row, other, value in zip(student, teacher, _divergence(student, teacher, 1.0)[0], strict=True):
-        (log_z, _, _, _), (log_t, _, _, q) = oracle.row(row, 0), oracle.row(other, 0)
-        log_ratios = [float(t) - log_t - (float(z) - log_z) for z, t in zip(row, other, strict=True)]
-        exact = mpmath.fsum(qc * ratio for qc, ratio in zip(q, log_ratios, strict=True))
-        assert oracle.relative_error(value, exact) <= 1e-9
+    """The formulas in float64 that the tests of distillation are held to, by 50 digits."""
+    near, far = _agreeing(1.0, np.random.default_rng(0)), _apart(np.random.default_rng(0))
+    student, teacher = (np.concatenate(rows) for rows in zip(near, far, strict=True))
+    values = [_divergence(student, teacher, 1.0, kind, 0.25)[0] for kind in DIVERGENCES]
+    for row, other, *value in zip(student, teacher, *values, strict=True):
+        (log_z, _, _, p), (log_t, _, _, q) = oracle.row(row, 0), oracle.row(other, 0)
+        log_p, log_q = [float(z) - log_z for z in row], [float(t) - log_t for t in other]
+        log_m = [mpmath.log(qc / 4 + 3 * pc / 4) for pc, qc in zip(p, q, strict=True)]
+        exact = (
+            oracle.divergence(q, log_q, log_p),
+            oracle.divergence(p, log_p, log_q),
+            oracle.divergence(q, log_q, log_m) / 4 + 3 * oracle.divergence(p, log_p, log_m) / 4,
+        )
+        for of_kind, exact_of_kind in zip(value, exact, strict=True):
+            assert oracle.relative_error(of_kind, exact_of_kind) <= 1e-9
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_distillation_is_never_negative(dtype, rng):
+@pytest.mark.parametrize("kind", DIVERGENCES)
+@pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.thorough)])
+def test_distillation_is_never_negative(kind, dtype, rng):
     teacher = rng.normal(0, 4, (4096, 33))
     noise = 10.0 ** rng.uniform(-9, 1, (4096, 1)) * rng.normal(size=teacher.shape)
     student, teacher = jnp.asarray(teacher + noise, dtype), jnp.asarray(teacher, dtype)
-    losses = jax.jit(jax.vmap(lambda t: jaxce.distillation_loss(student, teacher, temperature=t, reduction="none")))
-    assert losses(jnp.array([0.3, 1, 3])).min() >= 0
+
+    @jax.jit
+    @jax.vmap
+    def losses(temperature, mixture):
+        options = {"temperature": temperature, "mixture": mixture, "divergence": kind}
+        return jaxce.distillation_loss(student, teacher, reduction="none", **options)
+
+    assert losses(jnp.array([0.3, 1, 3]), jnp.array([0.5, 1e-6, 1 - 1e-6])).min() >= 0
 
 
-@pytest.mark.parametrize("offset", [0.0, 1e3, -1e4])
-def test_distillation_is_zero_where_the_models_agree(offset, rng):
-    teacher = np.float32(np.round(rng.normal(0, 4, (80, 24)) * 64) / 64)
-    student = teacher + np.float32(offset)  # exactly
-    for way in ("dense", "head, blocks of 5"):
-        for temperature in (1.0, 2.0, 3.0):
-            for array in jax.tree.leaves(_with_pullback(way)(student, teacher, temperature)):
-                np.testing.assert_array_equal(array, 0)
+AGREEING = [(kind, offset) for kind in DIVERGENCES for offset in (0.0, 1e3, -1e4)]
+AGREEING_DAILY = [*AGREEING[:3], ("jensen_shannon", -1e4)]
+
+
+@pytest.mark.parametrize(("kind", "offset"), daily(AGREEING, AGREEING_DAILY))
+def test_distillation_is_zero_where_the_models_agree(kind, offset, rng):
+    teacher = jnp.asarray(np.round(rng.normal(0, 4, (80, 24)) * 64) / 64, jnp.float32)
+    student = teacher + offset  # exactly
+
+    @jax.jit
+    def results(temperature):
+        of_ways = []
+        for losses in (DISTILLATION["dense"], DISTILLATION["head, blocks of 5"]):
+            options = {"temperature": temperature, "divergence": kind, "reduction": "none"}
+            each, pullback = jax.vjp(functools.partial(losses, **options), student, teacher)
+            of_ways.append((each, *pullback(jnp.ones(80))))
+        return of_ways
+
+    for temperature in (1.0, 2.0, 3.0):
+        for array in jax.tree.leaves(results(temperature)):
+            np.testing.assert_array_equal(array, 0)
+
+
+def _apart(rng):
+    """Rows of two models that are up to 1e4 nats apart."""
+    teacher = rng.normal(0, 2, (80, 24)).astype(np.float32)
+    noise = np.logspace(-0.5, 4, 80)[:, None] * rng.normal(size=teacher.shape)
+    return (teacher + noise).astype(np.float32), teacher
+
+
+@pytest.mark.parametrize("way", daily(["dense", "head, blocks of 5", "head, forward gradients"], ["dense"]))
+def test_jensen_shannon_far_from_agreement(way, rng):
+    """To its largest, the entropy of the mixture, and with classes that one of the models leaves out, or both."""
+    student, teacher = _apart(rng)
+    mixture = float(np.float32(0.3))
+    options = {"divergence": "jensen_shannon", "mixture": mixture}
+    exact, d_student, d_teacher, *_ = _divergence(student, teacher, 1.0, "jensen_shannon", mixture)
+    largest = -mixture * np.log(mixture) - (1 - mixture) * np.log(1 - mixture)
+    assert exact.min() < 0.01
+    assert exact.max() > 0.999 * largest
+    np.testing.assert_allclose(DISTILLATION[way](student, teacher, reduction="none", **options), exact, rtol=2e-6)
+    gradients = jax.jit(jax.grad(lambda *z: DISTILLATION[way](*z, reduction="sum", **options), (0, 1)))
+    for result, expected in zip(gradients(student, teacher), (d_student, d_teacher), strict=True):
+        np.testing.assert_allclose(result, expected, rtol=2e-6, atol=1e-6)
+
+    left_out, both = np.arange(24) % 5, np.arange(24) == 4
+    biases = [np.where((left_out == i) | both, -np.inf, 0).astype(np.float32) for i in range(2)]
+    low = [np.where(np.isinf(bias), -1e5, array) for bias, array in zip(biases, (student, teacher), strict=True)]
+    exact, d_student, d_teacher, *_ = _divergence(*low, 1.0, "jensen_shannon", mixture)
+
+    @jax.jit
+    def without(*arrays):
+        if way == "dense":
+            held = (array + bias[None] for array, bias in zip(arrays, biases, strict=True))
+            return DISTILLATION[way](*held, reduction="sum", **options)
+        of_biases = {"bias": biases[0], "teacher_bias": biases[1]}
+        return DISTILLATION[way](*arrays, reduction="sum", **of_biases, **options)
+
+    value, gradients = jax.value_and_grad(without, (0, 1))(student, teacher)
+    np.testing.assert_allclose(value, exact.sum(), rtol=2e-6)
+    for result, expected, bias in zip(gradients, (d_student, d_teacher), biases, strict=True):
+        np.testing.assert_allclose(result, expected, rtol=2e-6, atol=1e-6)
+        assert not np.asarray(result)[:, np.isinf(bias)].any()
+
+
+def test_reverse_is_forward_with_the_roles_swapped(rng):
+    """To the last bit, and in the blocks that the student wants."""
+    arrays = [rng.normal(size=shape).astype(np.float32) for shape in ((80, 3), (3, 24), (80, 24))]
+
+    def lazy(hidden, kernel, **how):
+        return jaxce.LinearLogits(hidden, kernel, recompute=True, **how)
+
+    def results(divergence, is_swapped):
+        def losses(hidden, kernel, held):
+            five, seven = (lazy(hidden, scale * kernel, block_bytes=4 * 80 * n) for scale, n in ((1, 5), (2, 7)))
+            pairs = (five, seven), (held, 2 * held)
+            if is_swapped:
+                pairs = (lazy(hidden, 2 * kernel, block_bytes=4 * 80 * 5), five), (2 * held, held)
+            return sum(jaxce.distillation_loss(*pair, temperature=2.0, divergence=divergence) for pair in pairs)
+
+        return jax.jit(jax.value_and_grad(losses, (0, 1, 2)))(*arrays)
+
+    jax.tree.map(np.testing.assert_array_equal, results("reverse", False), results("forward", True))
 
 
 @functools.cache
@@ -415,9 +547,8 @@ def _with_pullback(way):
 @pytest.mark.parametrize("way", daily(["dense", "head, blocks of 5", "head, forward gradients"], ["dense"]))
 def test_distillation_far_from_agreement(way, rng):
     """From 0.1 to 1e4 nats, and with classes that the teacher leaves out."""
-    teacher = rng.normal(0, 2, (80, 24)).astype(np.float32)
-    student = (teacher + np.logspace(-0.5, 4, 80)[:, None] * rng.normal(size=teacher.shape)).astype(np.float32)
-    exact, d_student, d_teacher, _ = _divergence(student, teacher, 1.0)
+    student, teacher = _apart(rng)
+    exact, d_student, d_teacher, *_ = _divergence(student, teacher, 1.0)
     assert exact.min() < 1
     assert exact.max() > 1e4
     losses = functools.partial(DISTILLATION[way], reduction="none")
