@@ -26,6 +26,12 @@ CALLS = {
     "poly_loss": lambda a, b, y, s: jaxce.poly_loss(a, y, epsilon=s),
     "nll_loss": lambda a, b, y, s: jaxce.nll_loss(a, y),
     "distillation_loss": lambda a, b, y, s: jaxce.distillation_loss(a, b, temperature=s),
+    "distillation_loss in reverse": lambda a, b, y, s: jaxce.distillation_loss(
+        a, b, temperature=s, divergence="reverse", mixture=s
+    ),
+    "distillation_loss, mixed": lambda a, b, y, s: jaxce.distillation_loss(
+        a, b, temperature=s, divergence="jensen_shannon", mixture=s
+    ),
     "multi_margin_loss": lambda a, b, y, s: jaxce.multi_margin_loss(a, y, margin=s),
     "binary_cross_entropy": lambda a, b, y, s: jaxce.binary_cross_entropy(a, b, label_smoothing=s, pos_weight=s),
     "binary_focal_loss": lambda a, b, y, s: jaxce.binary_focal_loss(a, b, gamma=s, alpha=s),

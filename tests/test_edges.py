@@ -38,6 +38,9 @@ BY_ARRAY = {
         z, t, class_weights=CLASS_WEIGHTS, weights=v, **OPTIONS, **kw
     ),
     "distillation_loss": lambda z, t, v, **kw: jaxce.distillation_loss(z, t, temperature=2.0, weights=v, **kw),
+    "distillation_loss, mixed": lambda z, t, v, **kw: jaxce.distillation_loss(
+        z, t, temperature=2.0, divergence="jensen_shannon", weights=v, **kw
+    ),
     "expected_cost of distributions": lambda z, t, v, **kw: jaxce.imbalance.expected_cost(
         z, t, OFF_DIAGONAL, weights=v, **kw
     ),
@@ -77,7 +80,10 @@ def _with(array, index, value):
 
 @pytest.mark.parametrize(
     "name",
-    except_for([*BY_LABEL, *BY_ARRAY, *BY_ELEMENT], ["focal_loss", "poly_loss", "l1_loss", "mse_loss", "nll_loss"]),
+    except_for(
+        [*BY_LABEL, *BY_ARRAY, *BY_ELEMENT],
+        ["focal_loss", "poly_loss", "l1_loss", "mse_loss", "nll_loss", "distillation_loss, mixed"],
+    ),
 )
 def test_masked_rows_leak_nothing(name):
     """The masked row is full of garbage, its label out of range, its weight too: all is as if it were not there."""

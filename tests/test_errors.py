@@ -566,6 +566,49 @@ CASES = {
         ValueError,
         "`temperature` must be in [1e-09, 1e+09]; got 0.0.",
     ),
+    "an unknown divergence": (
+        lambda: jaxce.distillation_loss(LOGITS, LOGITS, divergence="kl"),
+        ValueError,
+        "`divergence` must be 'forward', 'reverse' or 'jensen_shannon'; got 'kl'.",
+    ),
+    "a mixture of one": (
+        lambda: jaxce.distillation_loss(LOGITS, LOGITS, divergence="jensen_shannon", mixture=1),
+        ValueError,
+        "`mixture` must be in (0, 1); got 1.",
+    ),
+    "a mixture without the teacher": (
+        lambda: jaxce.distillation_loss(LOGITS, LAZY, divergence="jensen_shannon", mixture=0.0),
+        ValueError,
+        "`mixture` must be in (0, 1); got 0.0.",
+    ),
+    "a mixture that vanishes": (
+        lambda: jaxce.distillation_loss(LOGITS, LOGITS, divergence="jensen_shannon", mixture=1e-40),
+        ValueError,
+        "`mixture` must be in (0, 1); got 1e-40, which is 0 in float32.",
+    ),
+    "a mixture in which the student vanishes": (
+        lambda: jaxce.distillation_loss(LOGITS, LOGITS, divergence="jensen_shannon", mixture=1 - 1e-9),
+        ValueError,
+        "`mixture` must be in (0, 1); got 0.999999999, which is 1 in float32.",
+    ),
+    "a mixture of every row": (
+        lambda: jaxce.distillation_loss(LOGITS, LOGITS, divergence="jensen_shannon", mixture=jnp.full(8, 0.5)),
+        ValueError,
+        "`mixture` must be a scalar; got shape (8,).",
+    ),
+    "a mixture that may differ where classes are split": (
+        _on_mesh(
+            lambda z, mixture: jaxce.distillation_loss(
+                z, z, divergence="jensen_shannon", mixture=mixture[0], class_axis_name="model"
+            ),
+            jnp.zeros((8, 12)),
+            jnp.full(4, 0.5),
+            in_specs=(P(None, "model"), P("model")),
+        ),
+        ValueError,
+        "`mixture` may differ along 'model', over which the classes are split, and must be the same there, by its type "
+        "too. If it is, cast it: jax.lax.pmean(mixture, 'model').",
+    ),
     "teacher of another shape": (
         lambda: jaxce.distillation_loss(LOGITS, LOGITS[:, :5]),
         ValueError,
@@ -770,6 +813,11 @@ def test_error_text(name):
     with pytest.raises(kind) as error:
         call()
     assert str(error.value) == text
+
+
+def test_a_mixture_that_is_not_read():
+    for divergence in ("forward", "reverse"):
+        assert jaxce.distillation_loss(LOGITS, LOGITS, divergence=divergence, mixture=7.0) == 0
 
 
 def test_traced_settings():

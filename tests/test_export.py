@@ -33,6 +33,7 @@ LOSSES = {
     "nll": lambda z, y, q, w, v, m: jaxce.nll_loss(z, y, class_weights=w, weights=v, where=m),
     "margin": lambda z, y, q, w, v, m: jaxce.multi_margin_loss(z, y, class_weights=w, weights=v, where=m),
     "distillation": lambda z, y, q, w, v, m: jaxce.distillation_loss(z, q, temperature=2.0, weights=v, where=m),
+    "jensen_shannon": lambda z, y, q, w, v, m: jaxce.distillation_loss(z, q, divergence="jensen_shannon", where=m),
     "binary": lambda z, y, q, w, v, m: jaxce.binary_cross_entropy(z, q, pos_weight=w, weights=q, where=q > 0.1),
     "binary focal": lambda z, y, q, w, v, m: jaxce.binary_focal_loss(z, q, alpha=0.2),
     "squared error": lambda z, y, q, w, v, m: jaxce.mse_loss(z, q, weights=q),
@@ -92,6 +93,9 @@ LAZY_LOSSES = {
     "distillation": lambda z, y, q, w, v, m: jaxce.distillation_loss(z, q, temperature=2.0, where=m),
     "two heads": lambda z, y, q, w, v, m: jaxce.distillation_loss(
         z, dataclasses.replace(z, hidden=z.hidden**2), where=m
+    ),
+    "jensen_shannon": lambda z, y, q, w, v, m: jaxce.distillation_loss(
+        z, dataclasses.replace(z, hidden=z.hidden**2), where=m, divergence="jensen_shannon"
     ),
     "summary": lambda z, y, q, w, v, m: jaxce.summarize(z, q, class_vector=w, where=m, **ASKED),
 }

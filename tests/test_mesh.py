@@ -41,6 +41,7 @@ ARRAYS = {
     "gamma": np.array(1.5),
     "epsilon": np.array(0.7),
     "temperature": np.array(1.5),
+    "mixture": np.array(0.3),
 }
 ROWS, CLASSES = {"weights": 0, "class_weights": 1, "where": 0}, {"bias", "class_weights"}
 OPTIONS = ["weights", "class_weights", "where"]
@@ -64,12 +65,20 @@ CASES = {
     "poly": (jaxce.poly_loss, ["logits", "labels", *OPTIONS, "epsilon"]),
     "distillation": (jaxce.distillation_loss, ["logits", "teacher_logits", "weights", "where", "temperature"]),
 }
+_REVERSE, _JENSEN_SHANNON = {"divergence": "reverse"}, {"divergence": "jensen_shannon"}
+CASES["reverse"] = functools.partial(jaxce.distillation_loss, **_REVERSE), CASES["distillation"][1]
+CASES["jensen_shannon"] = (
+    functools.partial(jaxce.distillation_loss, **_JENSEN_SHANNON),
+    [*CASES["distillation"][1], "mixture"],
+)
 for _recompute, _name in ((True, "recomputed"), (False, "forward gradients")):
     for _targets in ("labels", "distributions"):
         _call, _names = _linear(linear(jaxce.cross_entropy), _recompute, _targets)
         CASES[f"linear, {_targets}, {_name}"] = _call, [*_names, "class_weights", "label_smoothing", "z_loss"]
     _call, _names = _linear(linear_distillation, _recompute, "teacher_hidden", "teacher_kernel")
     CASES[f"linear distillation, {_name}"] = _call, [*_names, "temperature"]
+    _call = functools.partial(_call, **_JENSEN_SHANNON)
+    CASES[f"linear jensen_shannon, {_name}"] = _call, [*_names, "temperature", "mixture"]
 # Their classes are split by the types of an Explicit mesh alone.
 BY_TYPES = {
     "nll": (jaxce.nll_loss, ["logits", "labels", *OPTIONS]),
@@ -199,12 +208,12 @@ MESHES = {
     "8 of rows by 2 axes": ((2, 4), ("data", "model"), ("data", "model"), None),
     "8 of classes by 2 axes": ((2, 4), ("data", "model"), None, ("data", "model")),
 }
-IN_SHARD_MAP = [*MAIN, "distributions", "distillation"]
+IN_SHARD_MAP = [*MAIN, "distributions", "jensen_shannon"]
 DAILY = {("shard_map", "2 x 4", case) for case in IN_SHARD_MAP} | {("types", "2 x 4", case) for case in MAIN}
 DAILY |= {
     (way, mesh, MAIN[i]) for way in ("shard_map", "names") for i, mesh in enumerate(["8 of rows", "8 of classes"])
 }
-DAILY |= {("types", "2 x 4", case) for case in list(BY_TYPES)[:4]}
+DAILY |= {("types", "2 x 4", case) for case in [*list(BY_TYPES)[:4], "linear jensen_shannon, recomputed"]}
 DAILY_IN_FLOAT32 = {("shard_map", "2 x 4", MAIN[0])}
 
 
@@ -248,7 +257,7 @@ def _on_mesh(function, specs, out_specs, shape=(2, 4)):
 
 @pytest.mark.parametrize(
     "case",
-    daily(["labels", "linear, labels, forward gradients", "linear distillation, recomputed"], ["labels"]),
+    daily([*MAIN, "linear distillation, recomputed", "linear jensen_shannon, recomputed"], ["labels"]),
 )
 def test_every_mode_works_inside_shard_map(case, x64):
     names, arrays = CASES[case][1], _arrays(case)

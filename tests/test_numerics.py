@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from lazy import linear_distillation
-from marks import daily, except_for
+from marks import daily
 
 import jaxce
 

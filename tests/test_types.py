@@ -62,7 +62,7 @@ def test_every_loss_is_an_array_or_parts() -> None:
         assert_type(jaxce.poly_loss(LOGITS, LABELS, reduction="parts"), jaxce.MeanParts),
         assert_type(jaxce.nll_loss(LOGITS, LABELS, reduction="parts"), jaxce.MeanParts),
         assert_type(jaxce.multi_margin_loss(LOGITS, LABELS, reduction="parts"), jaxce.MeanParts),
-        assert_type(jaxce.distillation_loss(LOGITS, LOGITS, reduction="parts"), jaxce.MeanParts),
+        assert_type(jaxce.distillation_loss(LOGITS, LOGITS, divergence="reverse", reduction="parts"), jaxce.MeanParts),
         assert_type(jaxce.binary_cross_entropy(LOGITS, PROBS, reduction="parts"), jaxce.MeanParts),
         assert_type(jaxce.binary_focal_loss(LOGITS, PROBS, reduction="parts"), jaxce.MeanParts),
         assert_type(jaxce.mse_loss(LOGITS, PROBS, reduction="parts"), jaxce.MeanParts),
@@ -185,6 +185,7 @@ def test_integers_and_numbers_of_numpy() -> None:
     )
     close(jaxce.summarize(logits, labels, axis=np.int64(1), num_classes=np.int64(3)).nll.mean(), LOSS)
     close(jaxce.distillation_loss(logits, logits, temperature=two, axis=np.int64(1), num_classes=np.int64(3)), 0)
+    close(jaxce.distillation_loss(logits, logits, divergence="jensen_shannon", mixture=np.float32(0.5)), 0)
     close(jaxce.imbalance.class_counts(labels, np.int64(3)), [1, 1, 2])
     close(jaxce.imbalance.expected_cost(logits, labels, np.ones((3, 3)), axis=np.int64(1)), 1)
     close(jaxce.torch.cross_entropy(logits, labels, ignore_index=np.int64(-100)), LOSS)
