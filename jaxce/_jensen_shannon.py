@@ -127,8 +127,8 @@ def _numbers(mixed: Mixed, distance: Distance) -> _Numbers:
 
 def _sums(logits: tuple[_Class, _Class], temperature: _Number, numbers: _Numbers) -> _OfModels:
     """What the classes at hand add to A and B, each in a loop of its own."""
-    of_student, of_teacher = apart((logits, temperature, numbers), 2)
-    return jnp.sum(_terms(*_mix(*of_student))[0]), jnp.sum(_terms(*_mix(*of_teacher))[1])
+    mixes = [_mix(copy, temperature, numbers) for copy in apart(logits, 2)]
+    return jnp.sum(_terms(*mixes[0])[0]), jnp.sum(_terms(*mixes[1])[1])
 
 
 def _mix(
