@@ -184,9 +184,9 @@ MUTANTS = [
     ),
     Mutant(
         "temperatures of blocks of rows are added",
-        "_forward_gradient",
-        'name in _OF_ROWS or (name == "temperature" and leaf.ndim > 0)',
-        "name in _OF_ROWS",
+        "_rows",
+        'shared = {"kernel", "bias", "softcap"}',
+        'shared = {"kernel", "bias", "softcap", "temperature"}',
         "tests/test_linear.py -k half",
     ),
     Mutant(
@@ -215,8 +215,8 @@ MUTANTS = [
     Mutant(
         "moments of devices are not shifted",
         "_slice",
-        "moment.shifted(gap) for moment",
-        "moment for moment",
+        "moments = part.target.shifted(gap),",
+        "moments = part.target,",
         "tests/test_merge.py",
     ),
     Mutant(
@@ -264,8 +264,8 @@ MUTANTS = [
     Mutant(
         "label −1 is a class",
         "_checks",
-        "return labels, counts, (labels >= 0) &",
-        "return labels, counts, (labels >= -1) &",
+        "return labels, mask, (labels >= 0) &",
+        "return labels, mask, (labels >= -1) &",
         "tests/test_edges.py",
     ),
     Mutant(
@@ -359,7 +359,9 @@ MUTANTS = [
         "return capped, d_logits",
         "tests/test_linear.py -k both_ways",
     ),
-    Mutant("the ragged last block is dropped", "_head", "    if rest:\n", "    if False:\n", "tests/test_linear.py"),
+    Mutant(
+        "the ragged last block is dropped", "_head", "    if rest != 0:\n", "    if False:\n", "tests/test_linear.py"
+    ),
     Mutant(
         "masked hidden in the kernel's gradient",
         "_head",
@@ -433,15 +435,15 @@ MUTANTS = [
     Mutant(
         "the temperature's derivative as what large terms leave",
         "_divergence",
-        "d_u * jnp.where(is_finite, lead, u - v) + of_both * v",
+        "d_u * jnp.where(is_finite, softened.lead, u - v) + of_both * v",
         "d_u * u + d_v * v",
         "tests/test_numerics.py -k distillation",
     ),
     Mutant(
         "temperature without its square",
         "_distillation",
-        "jnp.square(temperature) * divergence",
-        "temperature * divergence",
+        "jnp.square(jnp.asarray(temperature, rows.dtype))",
+        "jnp.asarray(temperature, rows.dtype)",
         "--thorough tests/test_derivatives.py -k distillation",
     ),
     Mutant(
@@ -626,6 +628,55 @@ MUTANTS = [
         "lax.dynamic_slice_in_dim(costs, start, size, axis=-1)",
         "lax.dynamic_slice_in_dim(costs, 0, size, axis=-1)",
         "tests/test_mesh.py -k cost",
+    ),
+    Mutant(
+        "a formula meets the zeros of rows that do not count",
+        "_custom",
+        "jnp.where(counts, numbers, jnp.ones_like(numbers))",
+        "numbers",
+        "tests/test_custom.py -k not_read",
+    ),
+    Mutant(
+        "what is beside a loss has a derivative",
+        "_forward_gradient",
+        "return losses, lax.stop_gradient(aux)",
+        "return losses, aux",
+        "tests/test_custom.py -k no_derivative",
+    ),
+    Mutant(
+        "what a formula closes over is lost",
+        "_custom",
+        "return _custom(jax.tree_util.Partial(call, found), self.asked, self.has_aux) if found else self",
+        "return self",
+        "tests/test_custom.py -k plain_formula",
+    ),
+    Mutant(
+        "arrays beside the logits belong to all blocks",
+        "_rows",
+        '{"counts", "valid", "weights", "extras"}',
+        '{"counts", "valid", "weights"}',
+        "tests/test_custom.py -k plain_formula",
+    ),
+    Mutant(
+        "what is beside a loss is that of the last block",
+        "_forward_gradient",
+        "return jax.tree.map(jnp.add, total, part), [",
+        "return (total[0] + part[0], part[1]), [",
+        "tests/test_custom.py -k plain_formula",
+    ),
+    Mutant(
+        "a formula sees all rows",
+        "_custom",
+        "over_rows(self._of_row, summary.nll.ndim, (0, 0))(*arguments)",
+        "self._of_row(*arguments)",
+        "tests/test_custom.py -k errors",
+    ),
+    Mutant(
+        "of a formula with a closure over a mesh",
+        "_custom",
+        "if inputs.split.is_whole and (",
+        "if False and (",
+        "tests/test_custom.py -k over_a_mesh",
     ),
 ]
 
