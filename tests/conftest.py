@@ -1,10 +1,12 @@
 """Settings of the whole suite: 8 host devices, no promotion of dtype or rank, shapes checked, float64 on request."""
 
+import gc
 import os
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
-    " --xla_force_host_platform_device_count=8"
-    " --xla_cpu_parallel_codegen_split_count=1"  # programs of tests are small: cut into parts they compile longer
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8"
+    + " --xla_cpu_parallel_codegen_split_count=1"  # small programs take longer to compile in parts
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 
@@ -39,6 +41,11 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker("thorough")
     if not config.getoption("--thorough"):
         items[:] = [item for item in items if not item.get_closest_marker("thorough")]
+
+
+def pytest_collection_finish(session):
+    """What was imported stays, and is not looked through again whenever there may be garbage."""
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter):

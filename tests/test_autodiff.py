@@ -10,7 +10,8 @@ from jax import export
 from jax.experimental import pallas as pl
 from lazy import linear_distillation
 from marks import daily
-from test_derivatives import CASES, all_modes, plain_modes
+from modes import all_modes, plain_modes
+from test_derivatives import CASES
 
 import jaxce
 from jaxce import _rule
@@ -260,31 +261,7 @@ def remat3():
     jax.config.update("jax_remat3", False)
 
 
-def _second_orders(f):
-    grad = jax.grad(f)
-    return lambda x, v: {
-        "grad of checkpoint": jax.grad(jax.checkpoint(f))(x),
-        "fwd over fwd": jax.jvp(lambda x: jax.jvp(f, (x,), (v,))[1], (x,), (v,)),
-        "fwd over rev": jax.jvp(grad, (x,), (v,)),
-        "rev over fwd": jax.grad(lambda x: jax.jvp(f, (x,), (v,))[1])(x),
-        "rev over rev": jax.grad(lambda x: jnp.vdot(grad(x), v))(x),
-    }
-
-
-def _plain_second_orders(f):
-    """What they have to give, by one way to differentiate once and twice."""
-
-    def orders(x, v):
-        gradient, along = jax.jvp(jax.grad(f), (x,), (v,))
-        return {
-            "grad of checkpoint": gradient,
-            "fwd over fwd": (jnp.vdot(gradient, v), jnp.vdot(along, v)),
-            "fwd over rev": (gradient, along),
-            "rev over fwd": along,
-            "rev over rev": along,
-        }
-
-    return orders
+SECOND_ORDERS = ("grad of checkpoint", "fwd over fwd", "fwd over rev", "rev over fwd", "rev over rev")
 
 
 @pytest.mark.parametrize("name", daily(LOSSES, ["recomputed"]))
@@ -298,9 +275,10 @@ def test_the_next_checkpoint_of_jax(name, remat3, x64):
         return _losses(hidden, kernel, labels)["dense"]()
 
     hidden = jnp.asarray(HIDDEN)
-    results = jax.jit(_second_orders(lambda h: _losses(h, kernel, labels)[name]()))(hidden, hidden + 1)
+    loss = all_modes(lambda h: _losses(h, kernel, labels)[name](), SECOND_ORDERS)
+    results = jax.jit(loss)(hidden, hidden + 1)
     jax.config.update("jax_remat3", False)
-    _assert_close(results, jax.jit(_plain_second_orders(dense))(hidden, hidden + 1))
+    _assert_close(results, jax.jit(plain_modes(dense, SECOND_ORDERS))(hidden, hidden + 1))
 
 
 @pytest.mark.parametrize("has_vector", [False, True])

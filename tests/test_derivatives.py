@@ -10,6 +10,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from jax.test_util import check_grads
 from marks import daily, except_for
+from modes import all_modes, plain_modes
 
 import jaxce
 
@@ -239,66 +240,6 @@ def _flat(case):
         return lambda vector: _total(function(**unravel(vector)))
 
     return vector, of_vector(case.loss), of_vector(case.reference)
-
-
-def all_modes(f, chosen=None):
-    """One function that differentiates `f` in every way, or in the chosen ones; together they are one compilation."""
-    grad = jax.grad(f)
-
-    def modes(x, v):
-        def pushed(x):
-            return jax.jvp(f, (x,), (v,))[1]
-
-        def pulled(x):
-            return jnp.vdot(grad(x), v)
-
-        def twice(x):
-            return jax.lax.scan(lambda carry, _: (carry + jax.checkpoint(f)(x), None), 0.0, None, length=2)[0]
-
-        ways = {
-            "value": lambda: f(x),
-            "value of jvp": lambda: jax.jvp(f, (x,), (v,))[0],
-            "value of linearize": lambda: jax.linearize(f, x)[0],
-            "value of value_and_grad": lambda: jax.value_and_grad(f)(x)[0],
-            "grad": lambda: grad(x),
-            "value_and_grad": lambda: jax.value_and_grad(f)(x)[1],
-            "jvp": lambda: pushed(x),
-            "linearize": lambda: jax.linearize(f, x)[1](v),
-            "jacfwd": lambda: jax.jacfwd(f)(x),
-            "jacrev": lambda: jax.jacrev(f)(x),
-            "hessian": lambda: jax.hessian(f)(x),
-            "rev over rev": lambda: jax.grad(pulled)(x),
-            "rev over fwd": lambda: jax.grad(pushed)(x),
-            "fwd over fwd": lambda: jax.jvp(pushed, (x,), (v,))[1],
-            "fwd over rev": lambda: jax.jvp(grad, (x,), (v,))[1],
-            "third": lambda: jax.jvp(jax.grad(pulled), (x,), (v,))[1],
-            "scan of checkpoint": lambda: jax.grad(twice)(x),
-        }
-        return {name: way() for name, way in ways.items() if chosen is None or name in chosen}
-
-    return modes
-
-
-def plain_modes(f, chosen=None):
-    """What every mode has to give, by one way to differentiate `f` once, twice and thrice."""
-
-    def modes(x, v):
-        value, gradient = jax.value_and_grad(f)(x)
-        hessian, slope = jax.jvp(jax.hessian(f), (x,), (v,))
-        along = hessian @ v
-        results = {
-            **dict.fromkeys(("value", "value of jvp", "value of linearize", "value of value_and_grad"), value),
-            **dict.fromkeys(("grad", "value_and_grad", "jacfwd", "jacrev"), gradient),
-            **dict.fromkeys(("jvp", "linearize"), gradient @ v),
-            "hessian": hessian,
-            **dict.fromkeys(("rev over rev", "rev over fwd", "fwd over rev"), along),
-            "fwd over fwd": v @ along,
-            "third": slope @ v,
-            "scan of checkpoint": 2 * gradient,
-        }
-        return {name: result for name, result in results.items() if chosen is None or name in chosen}
-
-    return modes
 
 
 LONG = (

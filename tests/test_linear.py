@@ -10,6 +10,7 @@ import pytest
 from jax.extend.mlir import ir
 from lazy import linear, linear_distillation
 from marks import daily
+from modes import all_modes, plain_modes
 
 import jaxce
 
@@ -152,40 +153,20 @@ def test_every_mode_works_and_falls_over_to_recomputing(name, recompute, x64):
 
     rows = jnp.stack([arguments["hidden"], 1.1 * arguments["hidden"]])
 
-    def modes(f):
-        grad = jax.grad(f)
-        return {
-            "value": f(arguments),
-            "jvp": jax.jvp(f, (arguments,), (direction,)),
-            "jvp of grad": jax.jvp(grad, (arguments,), (direction,)),
-            "grad of grad": jax.grad(lambda a: _dot(grad(a), direction))(arguments),
-            "vmap of grad": jax.vmap(lambda hidden: grad(arguments | {"hidden": hidden}))(rows),
-            "scan of checkpoint": jax.grad(
-                lambda a: jax.lax.scan(lambda total, _: (total + jax.checkpoint(f)(a), None), 0.0, None, length=2)[0]
-            )(arguments),
-        }
+    def of_rows(f):
+        return jax.vmap(lambda hidden: jax.grad(f)(arguments | {"hidden": hidden}))(rows)
 
-    def dense_modes(f):
-        """What they have to give, by one way to differentiate once and twice."""
-        value, gradient = jax.value_and_grad(f)(arguments)
-        along = jax.jvp(jax.grad(f), (arguments,), (direction,))[1]
-        of_rows = [gradient, jax.grad(f)(arguments | {"hidden": rows[1]})]
-        return {
-            "value": value,
-            "jvp": (value, _dot(gradient, direction)),
-            "jvp of grad": (gradient, along),
-            "grad of grad": along,
-            "vmap of grad": jax.tree.map(lambda *gradients: jnp.stack(gradients), *of_rows),
-            "scan of checkpoint": jax.tree.map(lambda array: 2 * array, gradient),
-        }
+    def dense(a):
+        return _dense(loss, a, options)
 
-    expected = jax.jit(lambda: dense_modes(lambda a: _dense(loss, a, options)))()
-    how = options | {"recompute": recompute, "block_bytes": 3 * 4 * (N if recompute else V)}
-    _assert_close(jax.jit(lambda: modes(lambda a: _linear(loss, a, how)))(), expected, 1e-9)
+    def of_head(a):
+        how = {"recompute": recompute, "block_bytes": 3 * 4 * (N if recompute else V)}
+        return _linear(loss, a, options | how)
 
-
-def _dot(tree, other):
-    return sum(map(jnp.vdot, jax.tree.leaves(tree), jax.tree.leaves(other)))
+    chosen = ("value", "jvp", "fwd over rev", "rev over rev", "scan of checkpoint")
+    results = jax.jit(lambda *a: (all_modes(of_head, chosen)(*a), of_rows(of_head)))
+    expected = jax.jit(lambda *a: (plain_modes(dense, chosen)(*a), of_rows(dense)))
+    _assert_close(results(arguments, direction), expected(arguments, direction), 1e-9)
 
 
 BESIDE = [(lazy, name) for lazy in ("student", "held_student") for name in ("forward", "reverse", "jensen_shannon")]

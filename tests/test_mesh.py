@@ -12,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from lazy import linear, linear_distillation
 from marks import daily
+from modes import all_modes, plain_modes
 
 import jaxce
 
@@ -263,42 +264,21 @@ def test_every_mode_works_inside_shard_map(case, x64):
     names, arrays = CASES[case][1], _arrays(case)
     moving = [i for i, name in enumerate(names) if _is_moving(name)]
     direction = [jnp.cos(1 + arrays[i]) for i in moving]
+    chosen = {"jvp": False, "linearize": False, "fwd over rev": True, "rev over fwd": True, "grad of checkpoint": True}
 
-    def modes(arrays, direction, **mesh_options):
-        def value(*moved):
+    def modes(differentiate, arrays, direction, **mesh_options):
+        def value(moved):
             replaced = dict(zip(moving, moved, strict=True))
             full = [replaced.get(i, array) for i, array in enumerate(arrays)]
-            return _value(case, full, **mesh_options)
+            return _value(case, full, num_classes=REAL, **mesh_options)
 
-        at = [arrays[i] for i in moving]
-        gradient = jax.grad(value, tuple(range(len(at))))
-        along = jax.linearize(value, *at)[1]
-        return {
-            "jvp": jax.jvp(value, at, direction)[1],
-            "linearize": along(*direction),
-            "jvp of grad": jax.jvp(gradient, at, direction)[1],
-            "grad of jvp": jax.grad(lambda *at: jax.jvp(value, at, tuple(direction))[1], tuple(range(len(at))))(*at),
-            "checkpoint": jax.grad(jax.checkpoint(value), tuple(range(len(at))))(*at),
-        }
+        return differentiate(value, chosen)([arrays[i] for i in moving], direction)
 
-    def whole_modes(arrays, direction):
-        """What they have to give, by one way to differentiate once and twice."""
-
-        def value(*moved):
-            replaced = dict(zip(moving, moved, strict=True))
-            return _value(case, [replaced.get(i, array) for i, array in enumerate(arrays)], num_classes=REAL)
-
-        gradient, along = jax.jvp(jax.grad(value, tuple(range(len(moving)))), [arrays[i] for i in moving], direction)
-        slope = sum(map(jnp.vdot, gradient, direction))
-        scalars, vectors = dict.fromkeys(("jvp", "linearize"), slope), {"checkpoint": gradient}
-        return scalars | vectors | dict.fromkeys(("jvp of grad", "grad of jvp"), along)
-
-    expected = jax.jit(whole_modes)(arrays, direction)
+    expected = jax.jit(functools.partial(modes, plain_modes))(arrays, direction)
     specs = [_spec(name, "data", "model") for name in names]
     moving_specs = [specs[i] for i in moving]
-    split = functools.partial(modes, class_axis_name="model", batch_axis_name="data", num_classes=REAL)
-    scalars, vectors = ("jvp", "linearize"), ("jvp of grad", "grad of jvp", "checkpoint")
-    out_specs = dict.fromkeys(scalars, P()) | dict.fromkeys(vectors, tuple(moving_specs))
+    split = functools.partial(modes, all_modes, class_axis_name="model", batch_axis_name="data")
+    out_specs = {name: moving_specs if is_vector else P() for name, is_vector in chosen.items()}
     result = _on_mesh(split, (specs, moving_specs), out_specs)(arrays, direction)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11), result, expected)
 
