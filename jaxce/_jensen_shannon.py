@@ -136,9 +136,10 @@ def _mix(
 ) -> tuple[Softened, _Number, _Class, _Class]:
     """The classes at hand with β, x and y."""
     mixture, softened = numbers.mixture, soften_pair(logits, temperature, numbers.distance)
-    # The first rule has no use for r where the teacher leaves a class out; of one that both leave out nothing is read.
-    r = jnp.where(jnp.isneginf(softened.teacher), jnp.inf, softened.log_ratio)
-    r = jnp.where((softened.p == 0) & (softened.q == 0), 0, r)
+    p, q = softened.p, softened.q
+    # The first pass has no use for r where the teacher leaves a class out. If it leaves all out, q is NaN, and so is r.
+    r = jnp.where(jnp.isneginf(softened.teacher), jnp.inf + q, softened.log_ratio)
+    r = jnp.where((p == 0) & (q == 0), 0, r)
     return softened, mixture, _log_mean_exp(-r, mixture, 1 - mixture), _log_mean_exp(r, 1 - mixture, mixture)
 
 
@@ -173,4 +174,6 @@ def _gradient(
     student, teacher = _terms(softened, mixture, x, y)
     of_both = a * p + b * q + c * differences(p, q, softened.log_ratio)[0]
     of_both += to_student * (student - p * of_student) + to_teacher * (teacher - q * of_teacher)
+    # Where the models are far apart, the lead is so large that its factor must be what is in the sum as well.
+    of_both = jnp.where(jnp.abs(softened.log_ratio) < 0.5, of_both, d_u + d_v)
     return unsoften(softened, d_u, d_v, of_both, temperature)

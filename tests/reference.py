@@ -249,9 +249,15 @@ def _loud(one_hot):
     return {"class_weights": np.full(one_hot.shape[-1], np.isnan(one_hot).any())}
 
 
-def distillation(z, teacher_logits, temperature=1.0):
-    """T² Σ q (log q − log p), for a power of two T, by which logits are divided exactly."""
+def distillation(z, teacher_logits, temperature=1.0, divergence="forward", mixture=0.5):
+    """T² Σ q (log q − log p) or another divergence, for a power of two T, by which logits are divided exactly."""
     T = temperature
+    if divergence == "reverse":
+        swapped = distillation(teacher_logits, z, T)
+        by_own = swapped.by_own
+        return swapped._replace(by_own={"logits": by_own["teacher_logits"], "teacher_logits": by_own["logits"]})
+    if divergence == "jensen_shannon":
+        return _jensen_shannon(z, teacher_logits, T, mixture)
     s, t = summarize(z / T), summarize(teacher_logits / T)
     cross, own = _times(t.p.value, s)[0], _times(t.p.value, t)[0]
     loss = cross.sum(-1) - own.sum(-1)
@@ -261,10 +267,35 @@ def distillation(z, teacher_logits, temperature=1.0):
     relative = RELATIVE + PER_NAT * np.where(t.p.value == 0, 0.0, t.distance.value)
     d_teacher = cross - own - loss[:, None] * t.p.value
     d_teacher = Near(T * d_teacher.value, T * (d_teacher.error + scale * relative))
+    return _of_models(z, teacher_logits, T, loss, d_logits, d_teacher)
+
+
+def _of_models(z, teacher_logits, T, loss, d_logits, d_teacher):
+    """T² times a divergence of two models, whose derivatives by their logits are T times those by logits over T."""
     pairs = (z, d_logits), (teacher_logits, d_teacher)
     by_scale = sum(((d * np.where(np.isneginf(z), 0.0, z)).sum(-1) for z, d in pairs), near(0.0))
     by_temperature = (loss * (2 * T**2) - by_scale) * (1 / T)
     return Losses(loss * T**2, {"logits": d_logits, "teacher_logits": d_teacher}, {"temperature": by_temperature})
+
+
+def _jensen_shannon(z, teacher_logits, T, mixture):
+    """T² ((1 − β) KL(p ‖ m) + β KL(q ‖ m)) of the mixture m = β q + (1 − β) p."""
+    models = summarize(z / T), summarize(teacher_logits / T)
+    shares = 1 - mixture, mixture
+    parts = [share * model.p.value for share, model in zip(shares, models, strict=True)]
+    log_parts = [np.log(share) - model.distance.value for share, model in zip(shares, models, strict=True)]
+    m, log_m = sum(parts), np.logaddexp(*log_parts)
+    # The logarithm of a sum has the mean of its parts' errors.
+    spread = sum(np.where(part == 0, 0.0, part * s.distance.error) for part, s in zip(parts, models, strict=True))
+    error = RELATIVE + spread / np.where(m == 0, 1.0, m)
+    distances, gradients = [], []
+    for share, model in zip(shares, models, strict=True):
+        ratio = where(model.p.value != 0, Near(log_m, error) + model.distance)  # log m − log p
+        distances.append((model.p * ratio).sum(-1) * -1.0)
+        gradients.append(model.p * (ratio + distances[-1][:, None]) * (-share * T))
+    loss = distances[0] * shares[0] + distances[1] * shares[1]
+    losses = _of_models(z, teacher_logits, T, loss, *gradients)
+    return losses._replace(by_shared=losses.by_shared | {"mixture": (distances[1] - distances[0]) * T**2})
 
 
 def expected_cost(z, costs, labels=None, distributions=None):

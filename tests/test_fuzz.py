@@ -43,6 +43,7 @@ SETTINGS = {
     "gamma": (2.0, 1.0, 0.5),
     "epsilon": (1.0, -0.5, 3.0),
     "temperature": (1.0, 2.0, 0.5),  # by a power of two the logits are divided exactly
+    "mixture": (0.5, 0.25, 0.9),
     "margin": (1.0, 0.25),
     "pos_weight": (1.0, 3.0),
     "alpha": (0.25, 0.5),
@@ -66,6 +67,7 @@ CROSS_ENTROPY, FOCAL, POLY = (
     for formula in (reference.cross_entropy, reference.focal, reference.poly)
 )
 HEAD, HEADS = ("hidden", "kernel"), ("hidden", "kernel", "teacher_hidden", "teacher_kernel")
+DIVERGENCES = ("forward", "reverse", "jensen_shannon")
 SMOOTHED, ELEMENTS = (*OPTIONS, "label_smoothing", "z_loss"), ("weights", "where")
 ON_MESH = {
     "labels": Loss(jaxce.cross_entropy, CROSS_ENTROPY, ("logits", "labels"), SMOOTHED),
@@ -148,6 +150,15 @@ class Config(NamedTuple):
             return self.label_dtype if name == "labels" else "bool"
         return self.dtype if name in NARROW else self.wide
 
+    @property
+    def follower(self):
+        """Which of two models must think possible what the other does, or the divergence is infinite."""
+        return {"forward": "", "reverse": "teacher_"}.get(self.static.get("divergence", ""))
+
+    @property
+    def leader(self):
+        return {"": "teacher_", "teacher_": ""}.get(self.follower)
+
     def axes(self, name):
         return "r" if self.loss in BY_ELEMENT and name in ("logits", "targets") else AXES.get(name, "")
 
@@ -171,6 +182,10 @@ def _draw_config(number):
         static["ignore_index"] = draw.choice([i for i in sentinels if limits.min <= i <= limits.max])
     if name == "margin":
         static["p"] = draw.choice([1, 2])
+    if "distillation" in name:
+        # Every time one by one, of heads and of arrays another one.
+        static["divergence"] = DIVERGENCES[(number // len(LOSSES) + 2 * loss.is_linear) % 3]
+        names += ["mixture"] * (static["divergence"] == "jensen_shannon")
     if loss.is_linear:
         static["recompute"] = draw.choice([True, False])
         static["block_bytes"] = 4 * draw.choice([1, num_classes, 3 * num_classes, 3 * math.prod(rows), 10**6])
@@ -249,9 +264,9 @@ def _draw_arrays(config, rows, seed):
             # What is not measured from a maximum adds up.
             top = min(1e38 if config.loss in ON_MESH else 1e35, float(jnp.finfo(config.dtype).max) / 4)
             arrays[f"{prefix}logits"] = np.stack([ROWS[kind](draw, size, top) for kind in kinds])
-    if "teacher_logits" in arrays:  # what the teacher thinks possible the student does too
-        is_possible = ~np.isneginf(arrays["teacher_logits"])
-        arrays["logits"] = np.where(is_possible & np.isneginf(arrays["logits"]), 0.0, arrays["logits"])
+    if "teacher_logits" in arrays and config.follower is not None:
+        logits, others = (arrays[f"{prefix}logits"] for prefix in (config.follower, config.leader))
+        arrays[f"{config.follower}logits"] = np.where(~np.isneginf(others) & np.isneginf(logits), 0.0, logits)
     z = (arrays | of_heads)["logits"][:, :real]
     chosen = np.select([places == "largest", places == "smallest"], [z.argmax(-1), z.argmin(-1)], draw.integers(real))
     wrong = real if config.label_dtype.startswith("u") else draw.choice([-1, real], count)
@@ -290,8 +305,7 @@ def _draw_head(config, prefix, kinds, draw):
     kernel = np.vstack([np.ones((1, size)), draw.integers(-3, 4, (shape[1], size))])
     head, logits = {f"{prefix}hidden": hidden, f"{prefix}kernel": kernel}, (hidden @ kernel).astype(config.wide)
     if f"{prefix}bias" in config.names:
-        # A student has mass wherever its teacher has.
-        is_left_out = (np.arange(size) % 3 == 1) & (prefix != "" or "teacher_hidden" not in config.names)
+        is_left_out = (np.arange(size) % 3 == 1) & (prefix != config.follower)
         is_left_out &= draw.random() < 0.3
         bias = np.where(is_left_out, -np.inf, draw.normal(size=size)).astype(jnp.dtype(config.dtype))
         head[f"{prefix}bias"], logits = bias, logits + bias.astype(config.wide)
@@ -370,7 +384,7 @@ def _expect(config, stored, of_heads, cotangent):
         arrays[name] = array
     heads = {name: arrays.pop(name) for name in config.names if name in {*HEADS, "bias", "teacher_bias"}}
     weights, _, z = arrays.pop("weights", None), arrays.pop("where", None), arrays.pop("logits")
-    static = {"p": config.static["p"]} if config.loss == "margin" else {}
+    static = {name: config.static[name] for name in ("p", "divergence") if name in config.static}
     losses = LOSSES[config.loss].reference(z, **arrays, **static)
     value, gradients = reference.reduce(losses, weights, counts, config.static["reduction"], cotangent.astype(float))
     for prefix in FEATURES:
