@@ -1,4 +1,4 @@
-"""python -m benchmarks [all | timings | calls | accuracy | plot | accelerators] [--smoke]."""
+"""python -m benchmarks [all | timings | calls | accuracy | plot | accelerators | post_training] [--smoke]."""
 
 import argparse
 import re
@@ -7,6 +7,7 @@ from pathlib import Path
 from benchmarks import cases, contenders, report, timing
 
 RESULTS = Path(__file__).parent / "results"
+COMPILED = ["accelerators", "post_training"]  # of no machine
 PARTS = ["calls", "timings", "accuracy", "plot"]  # calls before a contender imports checkify
 
 
@@ -24,6 +25,10 @@ def write(part: str, plan: timing.Plan, smoke: bool, output: Path | None, name: 
         from benchmarks import plot
 
         return plot.report(plan, smoke, output, name)
+    if part == "post_training":
+        from benchmarks import post_training
+
+        return post_training.report(smoke)
     from benchmarks import accelerators
 
     return accelerators.report(plan.contenders, smoke)
@@ -31,7 +36,7 @@ def write(part: str, plan: timing.Plan, smoke: bool, output: Path | None, name: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="jaxce beside others, as tables.")
-    parser.add_argument("part", nargs="?", default="all", choices=["all", *PARTS, "accelerators"])
+    parser.add_argument("part", nargs="?", default="all", choices=["all", *PARTS, *COMPILED])
     parser.add_argument("--smoke", action="store_true", help="tiny shapes and few rounds; writes only to --output")
     parser.add_argument("--rounds", type=int, help="at most so many calls of each contender")
     parser.add_argument("--seconds", type=float, default=60.0, help="no new round of a case after these")
@@ -44,12 +49,12 @@ def main() -> None:
     plan = timing.Plan(given.contenders or list(contenders.CONTENDERS), rounds, given.seconds)
     name = given.name or re.sub(r"\W+", "-", f"{report.cpu()} {report.cores()} cores".lower()).strip("-")
     name = name if given.part == "all" else f"{name}-{given.part}"
-    if given.part == "accelerators":
+    if given.part in COMPILED:
         name = given.name or given.part
     output = given.output or (None if given.smoke else RESULTS)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
-    heading = f"Packages: {report.versions()}." if given.part == "accelerators" else f"Machine: {report.machine()}."
+    heading = f"Packages: {report.versions()}." if given.part in COMPILED else f"Machine: {report.machine()}."
     parts = PARTS if given.part == "all" else [given.part]
     sections = [write(part, plan, given.smoke, output, name) for part in parts]
     text = "\n".join([heading + "\n", *sections])

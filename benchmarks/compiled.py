@@ -6,6 +6,7 @@ Needs the packages of the extra `accelerators`, and no accelerator.
 import os
 import re
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -41,16 +42,27 @@ def mesh_of(topology: Any, axes: dict[str, int]) -> Mesh:
     return Mesh(devices, tuple(axes), axis_types=(AxisType.Auto,) * len(axes))
 
 
-def compile_step(mesh: Mesh, loss: Any, shapes: Any, specs: Any, argnums: Any) -> Any:
-    """Value and gradients of a loss, compiled; arguments and gradients are split over the mesh by the specs."""
+def cpu() -> Any:
+    """The one that is here, as if it were a topology."""
+    return SimpleNamespace(devices=jax.devices("cpu"))
+
+
+def compile_step(mesh: Mesh, loss: Any, shapes: Any, specs: Any, argnums: Any, has_aux: bool = False) -> Any:
+    """Value and gradients of a loss, compiled; arguments and gradients are split over the mesh by the specs.
+
+    With no `argnums` at all the value alone. An argument may be a pytree, of which all arrays are split by its spec.
+    """
     shardings = [NamedSharding(mesh, spec) for spec in specs]
     placed = [
-        jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+        jax.tree.map(lambda array, to=sharding: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=to), shape)
         for shape, sharding in zip(shapes, shardings, strict=True)
     ]
     gradients = shardings[argnums] if isinstance(argnums, int) else tuple(shardings[i] for i in argnums)
     with jax.set_mesh(mesh):
-        step = jax.jit(jax.value_and_grad(loss, argnums), out_shardings=(None, gradients))
+        if argnums == ():
+            step = jax.jit(loss)
+        else:
+            step = jax.jit(jax.value_and_grad(loss, argnums, has_aux=has_aux), out_shardings=(None, gradients))
         return step.lower(*placed).compile()
 
 

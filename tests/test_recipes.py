@@ -41,16 +41,46 @@ def _devices_agree(devices, fewest, most, loss, on_one):
     assert loss < 2
 
 
+def _inside(*bounds):
+    """Of the numbers in turn: a pair of bounds for each."""
+
+    def check(*numbers):
+        assert len(numbers) == len(bounds)
+        for number, (low, high) in zip(numbers, bounds, strict=True):
+            assert low <= number <= high
+
+    return check
+
+
+def _no_square(devices, loss, on_one, share):
+    assert devices == 8
+    assert loss == pytest.approx(on_one, abs=2e-4)
+    assert share < 0.3
+
+
 SAYS = {
+    "contrastive": ("{} devices: loss {}, on one {}; temporaries {} of a device's square", _no_square),
     "data_parallel": ("{} devices, {} to {} labels each: loss {}, on one device {}", _devices_agree),
     "equinox_step": ("loss {} to {}, held-out accuracy {}", _learned),
     "gradient_accumulation": ("loss {}, accumulated {}, gradient off by {}; mean of means {}", _sums_add_up),
+    "fine_tuning": (
+        "accuracy {}, loss {}, nll {}, perplexity {}, z_part {}",
+        _inside((0.2, 0.5), (3, 3.5), (3, 3.5), (20, 30), (0.01, 0.04)),
+    ),
     "linen_step": ("loss {} to {}, held-out accuracy {}", _learned),
+    "multi_token": ("loss {}, of the heads {}, {}, {}", _inside(*[(8.3, 9.3)] * 4)),
+    "multiple_choice": ("{} questions, accuracy {}, log-likelihood {}", _inside((20, 20), (0.6, 1), (-20, -1))),
     "nnx_step": ("loss {} to {}, held-out accuracy {}", _learned),
+    "policy_gradient": (
+        "loss {}, clip_fraction {}, entropy {}, kl {}",
+        _inside((-2, 2), (0.01, 0.5), (7, 8.4), (0, 0.1)),
+    ),
+    "preference": ("loss {} to {}, accuracy {}", _inside((0.693, 0.6932), (0, 0.5), (1, 1))),
     "smoothing_and_weights": (
         "recall of the rare {}, with class weights {}; loss {}, by hand {}",
         _weights_help,
     ),
+    "token_scaling": ("loss {}, nll {}", _inside((0.05, 0.4), (3, 3.5))),
     "teacher_student": ("held-out accuracy: teacher {}, student alone {}, with the teacher {}", _teacher_helps),
 }
 
@@ -73,9 +103,9 @@ def test_recipe_is_short(path):
     assert len(path.read_text().splitlines()) <= 40
 
 
-def test_the_page_shows_every_recipe():
+def test_the_pages_show_every_recipe_once():
     assert {path.stem for path in RECIPES} == SAYS.keys()
-    page = (ROOT / "docs" / "recipes.md").read_text()
+    page = "".join((ROOT / "docs" / f"{name}.md").read_text() for name in ("recipes", "post_training"))
     for path in RECIPES:
         assert page.count(f"](../examples/recipes/{path.name})") == 1
         assert page.count(f"```{{literalinclude}} ../examples/recipes/{path.name}\n") == 1
