@@ -156,7 +156,7 @@ def custom_loss(
         ...     reinforce, logits, actions, rows=advantages, entropy=True, has_aux=True
         ... )
         >>> print(f"{loss:.4f} {logged['entropy']:.4f}")
-        -0.2696 0.4737
+        -0.2696 0.4738
     """
     inputs = check_classes(
         logits,

@@ -107,7 +107,7 @@ def summarize(
         [1.3863] [1.3863] [5.5452]
         >>> summary = jaxce.summarize(jnp.array([[0.0, 2.0, 2.0]]), jnp.array([2]), entropy=True, argmax=True)
         >>> print(summary.entropy.round(4), summary.argmax)
-        [0.8848] [1]
+        [0.8854] [1]
     """
     inputs = check_classes(
         logits,
