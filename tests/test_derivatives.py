@@ -317,7 +317,7 @@ def test_check_grads(name, argument, x64):
     check_grads(jax.jit(of_argument), (arguments[argument],), order=2, modes=("fwd", "rev"), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("divergence", daily(["forward", "reverse", "jensen_shannon"], ["jensen_shannon"]))
+@pytest.mark.parametrize("divergence", daily(["forward", "reverse", "jensen_shannon"], ["reverse"]))
 def test_second_derivatives_where_both_models_leave_a_class_out(divergence, x64):
     """They are those of the other classes, by the temperature too."""
 

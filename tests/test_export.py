@@ -107,7 +107,7 @@ CASES += [("labels", recompute, size) for recompute in (True, False) for size in
 
 @pytest.mark.parametrize(
     ("name", "recompute", "block_bytes"),
-    daily(CASES, [("labels", True, TWO_AND_A_BIT), ("two heads", False, TWO_AND_A_BIT)]),
+    daily(CASES, [("labels", True, TWO_AND_A_BIT)]),
 )
 def test_rows_features_and_classes_of_lazy_logits_may_be_symbolic(name, recompute, block_bytes):
     def everything(hidden, kernel, bias, *arrays):
