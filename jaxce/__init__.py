@@ -20,6 +20,7 @@ from jaxce._scores import multi_margin_loss as multi_margin_loss
 from jaxce._scores import nll_loss as nll_loss
 from jaxce._summary import Summary as Summary
 from jaxce._summary import summarize as summarize
+from jaxce._targets import SparseTargets as SparseTargets
 
 __version__ = "0.2.0.dev0"
 
@@ -27,6 +28,7 @@ __version__ = "0.2.0.dev0"
 __all__ = [
     "LinearLogits",
     "MeanParts",
+    "SparseTargets",
     "Summary",
     "binary_cross_entropy",
     "binary_focal_loss",

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxce._conventions import accumulator
 from jaxce._logits import LinearLogits
+from jaxce._targets import SparseTargets
 from jaxce._types import HeldArray, Reduction
 
 _COLDEST, _HOTTEST = 1e-9, 1e9
@@ -126,13 +127,23 @@ def check_temperatures(name: str, temperature: object, rows: tuple[int, ...]) ->
     return temperature
 
 
-def check_range_of_temperatures(name: str, temperature: np.ndarray, counts: np.ndarray | bool) -> None:
-    """Checks the values of the rows that count."""
-    wrong = ~((temperature >= _COLDEST) & (temperature <= _HOTTEST)) & counts
+def row_temperatures(logits: object) -> HeldArray | None:
+    """The temperatures of lazy logits whose rows each have their own."""
+    if not isinstance(logits, LinearLogits) or logits.temperature is None or jnp.ndim(logits.temperature) == 0:
+        return None
+    return logits.temperature
+
+
+def check_temperature_values(name: str, logits: object, counts: np.ndarray | None) -> None:
+    """NumPy temperatures are there to be read, of rows of which it is known that they count; None where it is not."""
+    temperatures = row_temperatures(logits)
+    if counts is None or not isinstance(temperatures, np.ndarray):
+        return
+    wrong = ~((temperatures >= _COLDEST) & (temperatures <= _HOTTEST)) & counts
     if wrong.any():
-        position = tuple(int(i) for i in np.argwhere(wrong)[0])
+        position = _first(wrong)
         raise ValueError(
-            f"`{name}` must be in [{_COLDEST:g}, {_HOTTEST:g}]; got {temperature[position]:g} at position {position}."
+            f"`{name}` must be in [{_COLDEST:g}, {_HOTTEST:g}]; got {temperatures[position]:g} at position {position}."
         )
 
 
@@ -143,6 +154,60 @@ def check_mixture(mixture: object) -> HeldArray:
     if isinstance(share, np.ndarray) and share.astype(dtype) == 1:
         raise ValueError(f"`mixture` must be in (0, 1); got {share}, which is 1 in {dtype}.")
     return share
+
+
+def known_to_count(targets: object, where: HeldArray | None, ignore_index: int | None) -> np.ndarray | None:
+    """The mask of the rows that count, or None where a device alone knows it."""
+    is_ignored = np.zeros((), bool)
+    if ignore_index is not None:
+        if not isinstance(targets, np.ndarray):
+            return None
+        is_ignored = targets == ignore_index
+    if where is None:
+        return ~is_ignored
+    return where & ~is_ignored if isinstance(where, np.ndarray) else None
+
+
+def check_sparse(targets: SparseTargets, rows: tuple[int, ...], axis: int, name: str) -> SparseTargets:
+    """Checks targets that list classes, for logits whose rows have a shape and whose classes are along an axis."""
+    classes, masses = as_array("targets.classes", targets.classes), check_floating("targets.masses", targets.masses)
+    if not jnp.issubdtype(classes.dtype, jnp.integer):
+        raise TypeError(
+            f"`targets.classes` must have an integer dtype; got {classes.dtype}. Cast them: "
+            "targets.classes.astype(jnp.int32)."
+        )
+    if classes.shape[:-1] != rows or classes.ndim == 0:
+        listed = ", ".join([*map(str, rows), "K"])
+        hint = " Add an axis: targets.classes[..., None]." if classes.shape == rows else ""
+        if classes.ndim == len(rows) + 1 and axis != len(rows):
+            hint = " K is last, whatever the class axis of the logits is."
+        raise ValueError(
+            f"`targets.classes` must have shape ({listed}), K classes for each row of `{name}`; got "
+            f"{classes.shape}.{hint}"
+        )
+    check_shape("targets.masses", masses, "`targets.classes`", classes.shape)
+    return SparseTargets(classes, masses)
+
+
+def check_sparse_values(targets: SparseTargets, num_classes: int, where: HeldArray | None) -> None:
+    """NumPy classes are there to be read: a wrong one that has a mass is an error at once."""
+    classes, masses, counts = targets.classes, targets.masses, known_to_count(None, where, None)
+    if not isinstance(num_classes, int) or counts is None:  # symbolic, or known when the program runs
+        return
+    if not (isinstance(classes, np.ndarray) and isinstance(masses, np.ndarray)):
+        return
+    wrong = ((classes < 0) | (classes >= num_classes)) & (masses != 0) & counts[..., None]
+    if wrong.any():
+        position = _first(wrong)
+        raise ValueError(
+            f"`targets.classes` must be class indices in [0, {num_classes}); got {int(classes[position])} at position "
+            f"{position}, where the mass is {masses[position]:g}. Padding has a mass of 0."
+        )
+
+
+def _first(wrong: np.ndarray) -> tuple[int, ...]:
+    """The position of the first true number."""
+    return tuple(int(i) for i in np.argwhere(wrong)[0])
 
 
 def present(value: HeldArray) -> HeldArray | None:
@@ -163,6 +228,11 @@ def as_array(name: str, value: object) -> HeldArray:
         raise TypeError(
             f"`{name}` must be an array here; got LinearLogits, which nobody holds. `cross_entropy`, `focal_loss`, "
             "`poly_loss`, `distillation_loss` and `summarize` take them as logits. Elsewhere pass hidden @ kernel."
+        )
+    if isinstance(value, SparseTargets):
+        raise TypeError(
+            f"`{name}` must be an array here; got SparseTargets. `cross_entropy`, `linear_cross_entropy`, `custom_loss`, "
+            "`summarize` and `imbalance.expected_cost` take them as targets."
         )
     kind = type(value)
     raise TypeError(

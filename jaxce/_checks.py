@@ -14,6 +14,7 @@ from jaxtyping import Array
 from jaxce._inputs import ClassInputs, ElementInputs, LabelInputs
 from jaxce._logits import LinearLogits
 from jaxce._split import is_explicit
+from jaxce._targets import SparseTargets
 from jaxce._types import ArrayLike, HeldArray
 
 _are_checked = jax.make_user_context(False)  # part of what jit's caches go by
@@ -68,7 +69,13 @@ def report_classes(inputs: ClassInputs) -> None:
     if not _looks(inputs):
         return
     targets, counts = inputs.targets, inputs.where
-    if not isinstance(targets, LinearLogits):
+    if isinstance(targets, SparseTargets):
+        classes, in_range = read_listed(targets, inputs)
+        masses, listed = jnp.asarray(targets.masses), _along(counts, inputs.logits.ndim - 1)
+        wanted = f"class indices in [0, {inputs.classes.number})"
+        _report("targets.classes", wanted, classes, ~in_range & (masses != 0), listed)
+        _report("targets.masses", "≥ 0", masses, ~(masses >= 0), listed)
+    elif not isinstance(targets, LinearLogits):
         targets = jnp.asarray(targets)
         if jnp.issubdtype(targets.dtype, jnp.integer):
             labels, counts, in_range = read_labels(targets, counts, inputs)
@@ -80,7 +87,7 @@ def report_classes(inputs: ClassInputs) -> None:
         class_weights = jnp.asarray(inputs.class_weights)
         _report("class_weights", "≥ 0", class_weights, ~(class_weights >= 0), _is_real(inputs))
     named = [(inputs.name, inputs.logits)]
-    if inputs.targets_name != "targets":
+    if inputs.targets_name != "targets" and not isinstance(inputs.targets, SparseTargets):
         named.append((inputs.targets_name, inputs.targets))
     for name, logits in named:
         if not isinstance(logits, LinearLogits):
@@ -123,6 +130,12 @@ def read_labels(labels: Array, counts: HeldArray | None, inputs: ClassInputs) ->
         mask = kept if mask is None else mask & kept
     labels = widen(labels)
     return labels, mask, (labels >= 0) & (labels < inputs.classes.number)
+
+
+def read_listed(targets: SparseTargets, inputs: ClassInputs) -> tuple[Array, Array]:
+    """Listed classes of a dtype that no class number overflows, and which of them are classes."""
+    classes = widen(jnp.asarray(targets.classes))
+    return classes, (classes >= 0) & (classes < inputs.classes.number)
 
 
 def widen(labels: Array) -> Array:

@@ -24,12 +24,11 @@ from jaxce._rule import over_rows
 from jaxce._slice import Asked
 from jaxce._split import aligned
 from jaxce._summary import Summary, summarize_rows
+from jaxce._targets import Targets
 from jaxce._types import (
     AxisName,
     ClassVector,
     CustomOptions,
-    Distributions,
-    Labels,
     Logits,
     PerRow,
     Reduction,
@@ -47,7 +46,7 @@ _Aux = TypeVar("_Aux")
 def custom_loss(
     formula: Callable[..., Array],
     logits: Logits | LinearLogits,
-    targets: Labels | Distributions,
+    targets: Targets,
     *,
     has_aux: Literal[False] = ...,
     reduction: ToArray = ...,
@@ -57,7 +56,7 @@ def custom_loss(
 def custom_loss(
     formula: Callable[..., Array],
     logits: Logits | LinearLogits,
-    targets: Labels | Distributions,
+    targets: Targets,
     *,
     has_aux: Literal[False] = ...,
     reduction: ToParts,
@@ -67,7 +66,7 @@ def custom_loss(
 def custom_loss(
     formula: Callable[..., tuple[Array, _Aux]],
     logits: Logits | LinearLogits,
-    targets: Labels | Distributions,
+    targets: Targets,
     *,
     has_aux: Literal[True],
     reduction: ToArray = ...,
@@ -77,7 +76,7 @@ def custom_loss(
 def custom_loss(
     formula: Callable[..., tuple[Array, object]],
     logits: Logits | LinearLogits,
-    targets: Labels | Distributions,
+    targets: Targets,
     *,
     has_aux: Literal[True],
     reduction: ToParts,
@@ -86,7 +85,7 @@ def custom_loss(
 def custom_loss(
     formula: Callable[..., object],
     logits: Logits | LinearLogits,
-    targets: Labels | Distributions,
+    targets: Targets,
     *,
     rows: object = None,
     class_vector: ClassVector | None = None,

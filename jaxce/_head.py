@@ -38,18 +38,19 @@ class HeadRows(NamedTuple):
     """The inputs of the rule: a `Row` for all rows of a head."""
 
     head: LinearLogits
-    targets: Integer[Array, " rows"] | Float[Array, "rows classes"]
+    targets: Integer[Array, " rows"] | Float[Array, "rows classes"] | Integer[Array, "rows listed"]
     target_weights: _PerClass | None
     class_vector: _PerClass | None
     counts: Bool[Array, " rows"] | None
     real: Array | int | None
     classes: Classes
     asked: Asked = Asked()
+    masses: Float[Array, "rows listed"] | None = None
 
     @property
     def dtype(self) -> np.dtype:
         """The dtype of the arithmetic."""
-        return accumulator(self.head, self.targets, self.target_weights, self.class_vector)
+        return accumulator(self.head, self.targets, self.target_weights, self.class_vector, self.masses)
 
     @property
     def has_labels(self) -> bool:
@@ -58,15 +59,17 @@ class HeadRows(NamedTuple):
 
     def block(self, start: Start, size: int) -> "HeadRows":
         """The same rows over some of the classes."""
+        is_number = self.has_labels or self.masses is not None
         return HeadRows(
             block_of(self.head, start, size),
-            self.targets - start if self.has_labels else cut(self.targets, start, size),
+            self.targets - start if is_number else cut(self.targets, start, size),
             cut(self.target_weights, start, size),
             cut(self.class_vector, start, size),
             self.counts,
             None if self.real is None else self.real - start,
             self.classes,
             self.asked,
+            self.masses,
         )
 
 
@@ -83,11 +86,12 @@ def _forward(rows: HeadRows) -> Numbers:
     def add(slices, block, start):
         return merge(slices, block)
 
-    nothing = empty(num_rows, dtype, has_vector=rows.class_vector is not None, asked=rows.asked)
+    listed, has_vector = () if rows.masses is None else rows.masses.shape[1:], rows.class_vector is not None
+    nothing = empty(num_rows, dtype, listed=listed, has_vector=has_vector, asked=rows.asked)
     nothing = vary(nothing, varying(rows))
     part = over_blocks(slice_of_block, add, nothing, num_classes, classes_per_block(rows.head))
     part = part.numbered_from(rows.classes.start(num_classes))
-    return numbers_of(merge_devices(part, rows.classes), has_label=rows.has_labels)
+    return numbers_of(merge_devices(part, rows.classes), has_label=rows.has_labels, masses=rows.masses)
 
 
 def _backward(rows: HeadRows, numbers: Numbers, cotangents: Numbers) -> HeadRows:
@@ -95,12 +99,14 @@ def _backward(rows: HeadRows, numbers: Numbers, cotangents: Numbers) -> HeadRows
         return _gradient_of_block(rows, numbers, cotangents, start, size)
 
     def add(gradient, block, start):
-        of_classes = jax.tree.map(partial(put, start=start), gradient._replace(head=None), block._replace(head=None))
-        return of_classes._replace(head=add_block(gradient.head, block.head, start))
+        not_put = {"head": add_block(gradient.head, block.head, start)}
+        not_put["masses"] = jax.tree.map(_add, gradient.masses, block.masses)  # each of one block, and 0 of the others
+        nothing = dict.fromkeys(not_put)
+        of_classes = jax.tree.map(partial(put, start=start), gradient._replace(**nothing), block._replace(**nothing))
+        return of_classes._replace(**not_put)
 
-    zeros = jax.tree.map(
-        jnp.zeros_like, rows._replace(counts=None, real=None, targets=None if rows.has_labels else rows.targets)
-    )
+    targets = None if rows.has_labels or rows.masses is not None else rows.targets
+    zeros = jax.tree.map(jnp.zeros_like, rows._replace(counts=None, real=None, targets=targets))
     zeros = zeros._replace(head=no_gradient(rows.head))
     gradient = over_blocks(gradient_of_block, add, zeros, rows.head.shape[-1], classes_per_block(rows.head))
     return gradient._replace(head=rounded(gradient.head, rows.head))
@@ -122,6 +128,7 @@ def _gradient_of_block(rows: HeadRows, numbers: Numbers, cotangents: Numbers, st
         None,
         rows.classes,
         rows.asked,
+        d_row.masses,
     )
 
 
@@ -341,5 +348,5 @@ def _add(total: HeldArray, term: HeldArray) -> Array:
 
 
 def _row(rows: HeadRows, logits: Float[Array, "rows classes"], maximum: _PerRow) -> Row:
-    _, targets, target_weights, class_vector, counts, real, classes, asked = rows
-    return Row(logits, targets, target_weights, class_vector, counts, maximum, real, classes, asked)
+    _, targets, target_weights, class_vector, counts, real, classes, asked, masses = rows
+    return Row(logits, targets, target_weights, class_vector, counts, maximum, real, classes, asked, masses)

@@ -20,12 +20,16 @@ from jaxce._arguments import (
     check_floating,
     check_integer,
     check_numbers,
-    check_range_of_temperatures,
     check_scalar,
     check_shape,
+    check_sparse,
+    check_sparse_values,
+    check_temperature_values,
     check_temperatures,
     check_weights_and_mask,
     dtype_in_jax,
+    known_to_count,
+    row_temperatures,
     shown,
     squeeze_hint,
 )
@@ -43,11 +47,11 @@ from jaxce._split import (
     find_split,
     slice_hint,
 )
+from jaxce._targets import SparseTargets, Targets
 from jaxce._types import (
     AxisName,
     ClassVector,
     Costs,
-    Distributions,
     ElementMask,
     Elements,
     HeldArray,
@@ -74,7 +78,7 @@ class ClassInputs:
     """
 
     logits: HeldArray | LinearLogits
-    targets: HeldArray | LinearLogits
+    targets: HeldArray | LinearLogits | SparseTargets
     weights: HeldArray | None
     class_weights: HeldArray | None
     where: HeldArray | None
@@ -103,22 +107,22 @@ class ClassInputs:
     def specs(self) -> "ClassInputs":
         """How the arrays are split over a mesh."""
         rows, classes = self.split.rows_spec(), self.split.classes_spec()
-        targets_have_classes = isinstance(self.targets, LinearLogits) or jnp.issubdtype(
-            self.targets.dtype, jnp.floating
-        )
+        has_classes = isinstance(self.targets, LinearLogits) or jnp.issubdtype(self.targets.dtype, jnp.floating)
 
-        def over_classes(logits: HeldArray | LinearLogits) -> PartitionSpec | LinearLogits:
+        def over_classes(logits: HeldArray | LinearLogits | SparseTargets) -> PartitionSpec | LinearLogits:
+            if isinstance(logits, SparseTargets):
+                return rows
             if not isinstance(logits, LinearLogits):
                 return self.split.spec(logits.ndim, self.axis)
             kernel = PartitionSpec(None, *classes)
             whole = PartitionSpec()
-            temperature = whole if _shared_temperature(logits) else rows
+            temperature = whole if row_temperatures(logits) is None else rows
             return replace(logits, hidden=rows, kernel=kernel, bias=classes, softcap=whole, temperature=temperature)
 
         return replace(
             self,
             logits=over_classes(self.logits),
-            targets=over_classes(self.targets) if targets_have_classes else rows,
+            targets=over_classes(self.targets) if has_classes else rows,
             weights=rows,
             class_weights=classes,
             class_vector=classes,
@@ -168,7 +172,7 @@ class LabelInputs:
 
 def check_classes(
     logits: Logits | LinearLogits,
-    targets: Labels | Distributions,
+    targets: Targets,
     *,
     axis: SupportsIndex = -1,
     weights: RowWeights | None = None,
@@ -197,9 +201,12 @@ def check_classes(
     if size == 0:
         raise ValueError(f"`{name}` must have at least one class; got shape {logits.shape} with class axis {axis}.")
     rows_shape = logits.shape[:axis] + logits.shape[axis + 1 :]
-    targets = as_array("targets", targets)
-    _check_target_dtype(targets, logits.shape, rows_shape, axis, name, labels_only)
-    _check_target_shape(targets, logits.shape, rows_shape, axis, name)
+    if labels_only is None and isinstance(targets, SparseTargets):
+        targets = check_sparse(targets, rows_shape, axis, name)
+    else:
+        targets = as_array("targets", targets)
+        _check_target_dtype(targets, logits.shape, rows_shape, axis, name, labels_only)
+        _check_target_shape(targets, logits.shape, rows_shape, axis, name)
     if ignore_index is not None:
         ignore_index = _check_ignore_index(ignore_index, targets, rows_shape)
     if class_weights is not None:
@@ -216,8 +223,12 @@ def check_classes(
     inputs = ClassInputs(logits, targets, weights, class_weights, where, axis, class_vector, ignore_index)
     inputs = replace(inputs, extras=extras, name=name)
     inputs = _check_mesh(inputs, name, on_mesh or OnMesh())
+    check_temperature_values("temperature", logits, known_to_count(targets, where, ignore_index))
+    if isinstance(targets, SparseTargets):
+        check_sparse_values(targets, inputs.classes.number, where)
+        classes, _ = _narrowed(targets.classes, None)
+        return replace(inputs, targets=SparseTargets(classes, targets.masses))
     _check_label_values(targets, inputs.classes.number, where, ignore_index)
-    _check_temperature_values("temperature", logits, _known_to_count(targets, where, ignore_index))
     targets, ignore_index = _narrowed(targets, ignore_index)
     return replace(inputs, targets=targets, ignore_index=ignore_index)
 
@@ -226,13 +237,14 @@ def _check_mesh(inputs: ClassInputs, name: str, on_mesh: OnMesh) -> ClassInputs:
     """Checks how the classes and the rows are split, and how many classes are real."""
     targets, num_classes = inputs.targets, on_mesh.num_classes
     of_rows = {"weights": inputs.weights, "where": inputs.where} | _named(inputs.extras)
-    if isinstance(inputs.logits, LinearLogits) and not _shared_temperature(inputs.logits):
-        of_rows["temperature"] = inputs.logits.temperature
-    if isinstance(targets, LinearLogits) and not _shared_temperature(targets):
-        of_rows[f"{inputs.targets_name}.temperature"] = targets.temperature
+    of_rows |= {"temperature": row_temperatures(inputs.logits)}
+    of_rows |= {f"{inputs.targets_name}.temperature": row_temperatures(targets)}
     of_classes = {"class_weights": inputs.class_weights, "class_vector": inputs.class_vector}
     of_logits, of_targets = _holders(name, inputs.logits, inputs.axis), []
-    if not isinstance(targets, LinearLogits) and jnp.issubdtype(targets.dtype, jnp.integer):
+    rows = tuple(range(inputs.logits.ndim - 1))
+    if isinstance(targets, SparseTargets):
+        of_rows |= {"targets.classes": targets.classes, "targets.masses": targets.masses}
+    elif not isinstance(targets, LinearLogits) and jnp.issubdtype(targets.dtype, jnp.integer):
         of_rows["targets"] = targets
     else:
         of_targets = _holders(inputs.targets_name, targets, inputs.axis)
@@ -240,7 +252,7 @@ def _check_mesh(inputs: ClassInputs, name: str, on_mesh: OnMesh) -> ClassInputs:
         *of_logits,
         *of_targets,
         *(
-            Holder(name, array, rows_at=tuple(range(array.ndim)))
+            Holder(name, array, rows_at=tuple(range(inputs.logits.ndim - 1)))
             for name, array in of_rows.items()
             if array is not None
         ),
@@ -292,9 +304,9 @@ def check_teacher(
             "Do both models share the rows and the classes?"
         )
     weights, where = check_weights_and_mask(weights, where, logits.shape[:axis] + logits.shape[axis + 1 :])
-    counts = _known_to_count(None, where, None)
-    _check_temperature_values("temperature", logits, counts)
-    _check_temperature_values("teacher_logits.temperature", teacher_logits, counts)
+    counts = known_to_count(None, where, None)
+    check_temperature_values("temperature", logits, counts)
+    check_temperature_values("teacher_logits.temperature", teacher_logits, counts)
     inputs = ClassInputs(logits, teacher_logits, weights, None, where, axis, targets_name="teacher_logits")
     return _check_mesh(inputs, name, on_mesh)
 
@@ -358,19 +370,6 @@ def _check_logits(
             f"`axis` must be -1 for LinearLogits, whose classes are last; got {axis} of {logits.ndim} axes."
         )
     return logits, axis
-
-
-def _shared_temperature(logits: LinearLogits) -> bool:
-    """Whether all rows have the same temperature, or none."""
-    return logits.temperature is None or jnp.ndim(logits.temperature) == 0
-
-
-def _check_temperature_values(name: str, logits: HeldArray | LinearLogits, counts: np.ndarray | bool | None) -> None:
-    """NumPy temperatures are there to be read, of rows of which it is known that they count; None where it is not."""
-    if not isinstance(logits, LinearLogits) or _shared_temperature(logits) or counts is None:
-        return
-    if isinstance(logits.temperature, np.ndarray):
-        check_range_of_temperatures(name, logits.temperature, counts)
 
 
 def _check_extras(rows: object, rows_shape: tuple[int, ...]) -> object:
@@ -457,8 +456,15 @@ def holds(labels: HeldArray, ignore_index: int) -> bool:
     return limits.min <= ignore_index <= limits.max
 
 
-def _check_ignore_index(ignore_index: SupportsIndex, targets: HeldArray, rows_shape: tuple[int, ...]) -> int:
+def _check_ignore_index(
+    ignore_index: SupportsIndex, targets: HeldArray | SparseTargets, rows_shape: tuple[int, ...]
+) -> int:
     ignore_index = check_integer("ignore_index", ignore_index)
+    if isinstance(targets, SparseTargets):
+        raise ValueError(
+            "`ignore_index` needs class indices, and `targets` are SparseTargets. Pass `where`, a boolean mask of "
+            f"shape {rows_shape}, to leave rows out."
+        )
     if not jnp.issubdtype(targets.dtype, jnp.integer):
         raise ValueError(
             f"`ignore_index` needs class indices, and `targets` are probabilities of shape {targets.shape}. "
@@ -558,20 +564,6 @@ def _check_target_shape(
         f"`targets` must have shape {rows_shape} for class indices or {logits_shape} for probabilities, with `{name}` "
         f"of shape {logits_shape} and class axis {axis}; got {shape}.{hint}"
     )
-
-
-def _known_to_count(
-    targets: HeldArray | None, where: HeldArray | None, ignore_index: int | None
-) -> np.ndarray | bool | None:
-    """The mask of the rows that count, or None where a device alone knows it."""
-    is_ignored = False
-    if ignore_index is not None:
-        if not isinstance(targets, np.ndarray):
-            return None
-        is_ignored = targets == ignore_index
-    if where is None:
-        return ~np.asarray(is_ignored)
-    return where & ~np.asarray(is_ignored) if isinstance(where, np.ndarray) else None
 
 
 def _check_label_values(

@@ -7,13 +7,12 @@ from jaxtyping import Array
 from jaxce._logits import LinearLogits
 from jaxce._losses import cross_entropy
 from jaxce._reduction import MeanParts
+from jaxce._targets import Targets
 from jaxce._types import (
     AxisName,
     ClassVector,
-    Distributions,
     Hidden,
     Kernel,
-    Labels,
     LinearOptions,
     Reduction,
     RowAxisNames,
@@ -29,7 +28,7 @@ from jaxce._types import (
 def linear_cross_entropy(
     hidden: Hidden,
     kernel: Kernel,
-    targets: Labels | Distributions,
+    targets: Targets,
     *,
     label_smoothing: Scalar = ...,
     z_loss: Scalar = ...,
@@ -40,7 +39,7 @@ def linear_cross_entropy(
 def linear_cross_entropy(
     hidden: Hidden,
     kernel: Kernel,
-    targets: Labels | Distributions,
+    targets: Targets,
     *,
     label_smoothing: Scalar = ...,
     z_loss: Scalar = ...,
@@ -50,7 +49,7 @@ def linear_cross_entropy(
 def linear_cross_entropy(
     hidden: Hidden,
     kernel: Kernel,
-    targets: Labels | Distributions,
+    targets: Targets,
     *,
     bias: ClassVector | None = None,
     softcap: Scalar | None = None,

@@ -16,11 +16,11 @@ from jaxce._logits import LinearLogits
 from jaxce._reduction import MeanParts
 from jaxce._rows import Rows
 from jaxce._summary import summarize_rows
+from jaxce._targets import Targets
 from jaxce._types import (
     AxisName,
     ClassOptions,
     ClassVector,
-    Distributions,
     HeldArray,
     Labels,
     Logits,
@@ -38,7 +38,7 @@ from jaxce._types import (
 @overload
 def cross_entropy(
     logits: Logits | LinearLogits,
-    targets: Labels | Distributions,
+    targets: Targets,
     *,
     label_smoothing: Scalar = ...,
     z_loss: Scalar = ...,
@@ -48,7 +48,7 @@ def cross_entropy(
 @overload
 def cross_entropy(
     logits: Logits | LinearLogits,
-    targets: Labels | Distributions,
+    targets: Targets,
     *,
     label_smoothing: Scalar = ...,
     z_loss: Scalar = ...,
@@ -58,7 +58,7 @@ def cross_entropy(
 @one_program
 def cross_entropy(
     logits: Logits | LinearLogits,
-    targets: Labels | Distributions,
+    targets: Targets,
     *,
     axis: SupportsIndex = -1,
     weights: RowWeights | None = None,
@@ -93,7 +93,8 @@ def cross_entropy(
         logits: (..., C), or the classes along `axis`. Any floating dtype; the arithmetic is at least float32. Or
             `LinearLogits`, which nobody holds.
         targets: labels in [0, C), any integer dtype, the shape of `logits` without the class axis; or distributions, a
-            floating dtype, the shape of `logits`. They need not sum to 1. The dtype decides.
+            floating dtype, the shape of `logits`. They need not sum to 1. The dtype decides. Or `SparseTargets`, which
+            list a few classes of every row, and stand for a distribution.
         axis: the class axis of `logits` and of distributions. `LinearLogits` have theirs last.
         weights: weights of the rows, the shape of the losses. 0 multiplies: 0 · NaN is NaN.
         class_weights: (C,), real.

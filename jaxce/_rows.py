@@ -12,16 +12,19 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from jaxce._checks import read_labels, report_classes
+from jaxce._checks import read_labels, read_listed, report_classes
 from jaxce._conventions import accumulator, silence
 from jaxce._inputs import ClassInputs
 from jaxce._logits import LinearLogits
 from jaxce._mesh import Classes
 from jaxce._split import check_same, enter, over_devices
+from jaxce._targets import SparseTargets
 from jaxce._types import MaskPerRow, PerRow
+from jaxce._xla import each
 
 _Settings = TypeVar("_Settings")
 _Result = TypeVar("_Result")
@@ -36,7 +39,7 @@ class Rows(NamedTuple):
     """
 
     logits: Any  # Float[Array, "*rows classes"] or LinearLogits
-    targets: Any  # Integer[Array, "*rows"], Float[Array, "*rows classes"] or LinearLogits
+    targets: Any  # Integer[Array, "*rows"], Float[Array, "*rows classes"], SparseTargets or LinearLogits
     counts: MaskPerRow | None
     valid: MaskPerRow | None
     weights: PerRow | None
@@ -75,14 +78,19 @@ class Rows(NamedTuple):
 
 def at_label(values: Array, rows: Rows) -> PerRow:
     """What every row's label has among values of the classes: (*rows, classes), or (classes,) for all rows."""
+    return at_classes(values, rows.targets, rows.classes)
+
+
+def at_classes(values: Array, labels: Array, classes: Classes) -> Array:
+    """What labels have among values of the classes: (*rows, classes), or (classes,) for labels of any shape."""
     size = values.shape[-1]
-    labels = rows.targets - rows.classes.start(size)
-    clipped = jnp.clip(labels, 0, size - 1) if rows.classes.axes else labels
+    labels = labels - classes.start(size)
+    clipped = jnp.clip(labels, 0, size - 1) if classes.axes else labels
     of_rows = values.ndim > 1 or labels.ndim == 0
     chosen = jnp.take_along_axis(values, clipped[..., None], axis=-1)[..., 0] if of_rows else values[clipped]
-    if not rows.classes.axes:
+    if not classes.axes:
         return chosen
-    return rows.classes.sum(jnp.where(labels == clipped, chosen, jnp.zeros((), chosen.dtype)))
+    return classes.sum(jnp.where(labels == clipped, chosen, jnp.zeros((), chosen.dtype)))
 
 
 def on_slices(
@@ -113,31 +121,61 @@ def on_slices(
 
 def read_classes(inputs: ClassInputs) -> Rows:
     """Puts the arguments of a loss over classes into the form that the losses compute on."""
-    logits, targets = (
-        array if isinstance(array, LinearLogits) else _widened(jnp.asarray(array))
-        for array in (inputs.logits, inputs.targets)
-    )
+    logits, targets = inputs.logits, inputs.targets
+    if not isinstance(logits, LinearLogits):
+        logits = jnp.moveaxis(_widened(jnp.asarray(logits)), inputs.axis, -1)
+    if not isinstance(targets, LinearLogits | SparseTargets):
+        targets = _widened(jnp.asarray(targets))
     counts = None if inputs.where is None else jnp.asarray(inputs.where)
     valid = None
-    if not isinstance(targets, LinearLogits) and jnp.issubdtype(targets.dtype, jnp.integer):
+    if isinstance(targets, SparseTargets):
+        targets, valid = _read_sparse(targets, counts, inputs)
+    elif isinstance(targets, LinearLogits):
+        pass
+    elif jnp.issubdtype(targets.dtype, jnp.integer):
         targets, counts, in_range = read_labels(targets, counts, inputs)
         valid = in_range if counts is None else in_range | ~counts
         targets = jnp.where(in_range & valid, targets, 0).astype(jnp.int32)
         if counts is not None:
             targets = jnp.where(counts, targets, 0)
-    elif not isinstance(targets, LinearLogits):
+    else:
         targets = jnp.moveaxis(targets, inputs.axis, -1)
     dtype = accumulator(logits, targets, inputs.weights, inputs.class_weights)
     weights, class_weights = (
         None if array is None else jnp.asarray(array, dtype) for array in (inputs.weights, inputs.class_weights)
     )
-    if not isinstance(logits, LinearLogits):
-        logits = jnp.moveaxis(logits, inputs.axis, -1)
     class_vector = None if inputs.class_vector is None else jnp.asarray(inputs.class_vector)
     rows = Rows(logits, targets, counts, valid, silence(counts, weights), class_weights, inputs.classes, class_vector)
     rows = rows._replace(extras=jax.tree.map(jnp.asarray, inputs.extras))
     is_lazy = isinstance(logits, LinearLogits) or isinstance(targets, LinearLogits)
     return _one_axis_of_rows(rows) if is_lazy else rows
+
+
+def _read_sparse(targets: SparseTargets, counts: Array | None, inputs: ClassInputs) -> tuple[SparseTargets, Array]:
+    """Classes that are listed once each, −1 in place of what is none, and which rows have no wrong one."""
+    classes, in_range = read_listed(targets, inputs)
+    masses = silence(counts, _widened(jnp.asarray(targets.masses)))
+    is_padding = ~in_range & (masses == 0)
+    valid = jnp.all(in_range | is_padding, axis=-1)
+    classes = silence(counts, jnp.where(in_range, classes, -1).astype(jnp.int32))
+    masses = jnp.where(is_padding, 0, masses)  # of which there is no derivative
+    return _listed_once(classes, masses), valid if counts is None else valid | ~counts
+
+
+def _listed_once(classes: Array, masses: Array) -> SparseTargets:
+    """All masses of a class where it stands first, and −1 where it stands again."""
+    number = classes.shape[-1]
+    if isinstance(number, int) and number < 2:
+        return SparseTargets(classes, masses)
+
+    def of_one(k):
+        is_same = classes == lax.dynamic_slice_in_dim(classes, k, 1, axis=-1)
+        is_again = jnp.any(is_same & (jnp.arange(number, dtype=jnp.int32) < k), axis=-1)
+        return jnp.sum(jnp.where(is_same, masses, 0), axis=-1), is_again
+
+    totals, is_again = each(of_one, jnp.arange(number, dtype=jnp.int32))
+    totals, is_again = jnp.moveaxis(totals, 0, -1), jnp.moveaxis(is_again, 0, -1)
+    return SparseTargets(jnp.where(is_again, -1, classes), jnp.where(is_again, 0, totals))
 
 
 def _widened(array: Array) -> Array:
@@ -152,11 +190,16 @@ def _one_axis_of_rows(rows: Rows) -> Rows:
     num_rows = math.prod(rows.logits.shape[:-1])
 
     def flatten(array):
-        return None if array is None else jnp.reshape(array, (num_rows, *array.shape[num_axes:]))
+        return None if array is None else flat(array)
+
+    def flat(array: Array) -> Array:
+        return jnp.reshape(array, (num_rows, *array.shape[num_axes:]))
 
     counts = flatten(rows.counts)
 
     def flatten_logits(head):
+        if isinstance(head, SparseTargets):
+            return SparseTargets(flat(jnp.asarray(head.classes)), flat(jnp.asarray(head.masses)))
         if not isinstance(head, LinearLogits):
             return flatten(head)
         hidden = flatten(jnp.asarray(head.hidden))
@@ -164,7 +207,7 @@ def _one_axis_of_rows(rows: Rows) -> Rows:
             None if number is None else jnp.asarray(number, head.dtype) for number in (head.softcap, head.temperature)
         )
         if temperature is not None and temperature.ndim > 0:
-            temperature = jnp.reshape(temperature, (num_rows,))
+            temperature = flat(temperature)
             # What a row that does not count has is not read.
             temperature = temperature if counts is None else jnp.where(counts, temperature, 1)
         return replace(head, hidden=hidden, kernel=jnp.asarray(head.kernel), softcap=softcap, temperature=temperature)

@@ -15,10 +15,10 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Integer
 
 from jaxce._autodiff import rule
-from jaxce._conventions import silence, without_padding
+from jaxce._conventions import silence, times, without_padding
 from jaxce._mesh import Classes
 from jaxce._slice import Asked, Moment, Slice, argmax_of, merge_devices
-from jaxce._xla import add_at, apart, keep, sum_alone, zero_at
+from jaxce._xla import add_at, apart, keep, put_at, sum_alone, zero_at
 
 _Class = Float[Array, " classes"]
 _Number = Float[Array, ""]
@@ -56,6 +56,11 @@ _DEEP = 1000.0  # exp of minus it is 0 in every dtype, and 0 · ∞ is 0
 # exact as s. If the label is behind, s as it stands is a difference, and the entropy needs the sum that leaves the
 # maximum out in its place. Its gradient is exact by D, which for the backward pass is an output of its own: from the
 # entropy and L, the class of the maximum would have it as a difference.
+#
+# Where targets list their classes, t = Σ_k t_k onehot(c_k), the sum leaves out the listed class that is nearest to the
+# maximum, as if it were the label, and the gradient at every listed class is written by its own lead:
+#
+#     dz = a p + b ((T − t) p + t (p − 1)) + …          T − t is the sum of the others' masses, not a difference
 
 
 class Row(NamedTuple):
@@ -63,11 +68,12 @@ class Row(NamedTuple):
 
     All but the classes' vectors may have axes of rows in front. A row may be a slice of `classes`: whatever has classes
     is of the slice, a label is counted from its start, and `real` is how many classes from there on are no padding,
-    None where all are.
+    None where all are. Where there are `masses`, the target is the list of the classes that have them, counted
+    likewise and each listed once, or negative numbers, of no class.
     """
 
     logits: _Class
-    target: Integer[Array, ""] | _Class
+    target: Integer[Array, ""] | _Class | Integer[Array, " listed"]
     target_weights: _Class | None
     class_vector: _Class | None
     counts: Bool[Array, ""] | None
@@ -75,14 +81,15 @@ class Row(NamedTuple):
     real: Integer[Array, ""] | int | None
     classes: Classes
     asked: Asked = Asked()
+    masses: Float[Array, " listed"] | None = None
 
     @property
     def has_label(self) -> bool:
-        """Whether the target is a class, and not a distribution."""
+        """Whether the target is a class, and not several or a distribution."""
         return self.target.ndim < self.logits.ndim
 
 
-ROW_AXES = Row(0, 0, None, None, 0, 0, None, None, None)  # pyright: ignore[reportArgumentType]  # what vmap maps over
+ROW_AXES = Row(0, 0, None, None, 0, 0, None, None, None, 0)  # pyright: ignore[reportArgumentType]  # what vmap maps over
 
 
 class Numbers(NamedTuple):
@@ -90,14 +97,15 @@ class Numbers(NamedTuple):
 
     `lead`, the masses and `mean_depth` are for the backward pass. `lead` is how far the maximum leads a label, m − z_y:
     with it the gradient at the label is as exact as the loss, even if z is computed anew, to another last bit, by every
-    fusion that reads it. `mass` is the T of a distribution, `vector_mass` is U. `argmax` has no derivative.
+    fusion that reads it. Of listed classes there is one for each. `mass` is the T of a distribution, `vector_mass` is
+    U. `argmax` has no derivative.
     """
 
     maximum: _Number
     sum_less_1: _Number
     nll: _Number
     spread: _Number | None
-    lead: _Number | None
+    lead: Float[Array, "*listed"] | None
     mass: _Number | None
     vector_mass: _Number | None
     entropy: _Number | None = None
@@ -105,13 +113,16 @@ class Numbers(NamedTuple):
     argmax: Integer[Array, ""] | None = None
 
 
-def numbers_of(part: Slice, *, has_label: bool) -> Numbers:
-    """What the sums say of a row, once they are over all of its classes."""
+def numbers_of(part: Slice, *, has_label: bool, masses: Float[Array, "*listed"] | None = None) -> Numbers:
+    """What the sums say of a row, once they are over all of its classes. `masses` are those of listed classes."""
     log_sum = jnp.log1p(part.sum_less_1)
     nll = part.target.distance(log_sum)
     if has_label:
         nll = jnp.maximum(nll, 0)  # which rounding may miss
-    lead, mass = (part.target.excess, None) if has_label else (None, part.target.mass)
+    if masses is not None:
+        nll = jnp.sum(times(masses.astype(nll.dtype), nll), axis=-1)
+    has_leads = has_label or masses is not None
+    lead, mass = (part.target.excess, None) if has_leads else (None, part.target.mass)
     spread, vector_mass = (None, None) if part.vector is None else (part.vector.distance(log_sum), part.vector.mass)
     entropy = mean_depth = None
     if part.depth is not None:
@@ -126,7 +137,7 @@ def _forward(rows: Row, *, beside_gradient: bool = False) -> Numbers:
 
     def of_row(row):
         part = slice_row(row, shares_exp=shares_exp).numbered_from(row.classes.start(row.logits.shape[0]))
-        return numbers_of(merge_devices(part, row.classes), has_label=row.has_label)
+        return numbers_of(merge_devices(part, row.classes), has_label=row.has_label, masses=row.masses)
 
     return over_rows(of_row, rows.logits.ndim - 1, (ROW_AXES,))(rows)
 
@@ -135,6 +146,8 @@ def _outputs(rows: Row) -> Numbers:
     """Arrays of the types of the outputs."""
     number = rows.classes.largest(rows.maximum)
     lead, mass = (number, None) if rows.has_label else (None, number)
+    if rows.masses is not None:
+        lead, mass = jnp.broadcast_to(number[..., None], rows.masses.shape), None
     of_vector = None if rows.class_vector is None else number
     of_entropy = number if rows.asked.entropy else None
     argmax = number.astype(jnp.int32) if rows.asked.argmax else None
@@ -180,66 +193,84 @@ def sum_rows(of_rows: Array | None) -> Array | None:
     return None if of_rows is None else jnp.sum(of_rows, axis=range(of_rows.ndim - 1))
 
 
+class _Slopes(NamedTuple):
+    """What the gradient of a row consists of, at classes of which e = exp(z − maximum) is known."""
+
+    numbers: Any  # Numbers, of which it is known what they are
+    by: Any  # their cotangents: None where the number is, and for the argmax
+
+    @property
+    def by_log_sum(self) -> _Number:
+        """The cotangent of L."""
+        return self.by.sum_less_1 * (1 + self.numbers.sum_less_1)
+
+    def softmax(self, e):
+        return _softmax(e, self.numbers.sum_less_1)
+
+    def less_target(self, rest, mass, e):
+        """T p − t, of a mass t at a class and the rest of it at all others, T − t."""
+        return rest * self.softmax(e) + mass * _softmax_minus_1(e, self.numbers.sum_less_1)
+
+    def of_spread(self, u, e):
+        return self.by.spread * self.less_target(self.numbers.vector_mass - u, u, e)
+
+    def of_entropy(self, depth, e):
+        """Of the entropy p ((m − z) − D), and of the mean depth the same less p."""
+        of_both = self.by.entropy + self.by.mean_depth
+        slope = of_both * (jnp.minimum(depth, _DEEP) - self.numbers.mean_depth) - self.by.mean_depth
+        return slope * self.softmax(e)
+
+    def by_mass(self, mass, depth, is_left_out):
+        """The derivative of Σ t (log_z − z) by the mass; by convention 0 where there is none on a logit of −inf."""
+        distance = depth + jnp.log1p(self.numbers.sum_less_1)
+        return jnp.where((mass == 0) & is_left_out, 0, distance)
+
+
 def slice_gradient(row: Row, numbers: Numbers, cotangents: Any, *, shares_exp: bool = False) -> Row:
     """The rule's gradient at the classes at hand, given the numbers of the whole row.
 
-    The gradient is in the row's dtypes, but for the logits': theirs stays in the dtype of the arithmetic.
+    The gradient is in the row's dtypes, but for the logits': theirs may be in the dtype of the arithmetic.
     """
     dtype = numbers.sum_less_1.dtype
     silenced: Any = [silence(row.counts, number) for number in numbers]
-    maximum, sum_less_1, _, _, lead, mass, vector_mass, _, mean_depth, _ = silenced
+    slopes = _Slopes(Numbers(*silenced), cotangents)
+    maximum = slopes.numbers.maximum
     row = _real(row)
     z = silence(row.counts, row.logits.astype(dtype))
 
     e = jnp.exp(z - maximum)
     if row.has_label:
         e = zero_at(e, row.target, shares_exp=shares_exp)
-    p = _softmax(e, sum_less_1)
-
-    def by_logits(mass, total, e):
-        return (total - mass) * _softmax(e, sum_less_1) + mass * _softmax_minus_1(e, sum_less_1)
 
     def by_mass(mass):
-        """The derivative of `_excess` by the mass; by convention 0 where there is none on a logit of −inf."""
-        distance = (maximum - z) + jnp.log1p(sum_less_1)
-        return jnp.where((mass == 0) & jnp.isneginf(z), 0, distance)
+        return slopes.by_mass(mass, maximum - z, jnp.isneginf(z))
 
-    d_target = d_target_weights = d_class_vector = None
-    # None where the number is, and for the argmax
-    _, d_sum, d_nll, d_spread, d_lead, d_mass, d_vector_mass, d_entropy, d_mean_depth, _ = cotangents
-
-    def by_softmax(depth, e):
-        """Of the entropy, p ((m − z) − D), and of the mean depth, the same less p."""
-        slope = (d_entropy + d_mean_depth) * (jnp.minimum(depth, _DEEP) - mean_depth) - d_mean_depth
-        return slope * _softmax(e, sum_less_1)
-
-    d_log_sum = d_sum * (1 + sum_less_1)
+    d_target = d_target_weights = d_class_vector = d_masses = None
     if row.has_label:
-        d_logits = (d_log_sum + d_nll) * p
+        d_logits = (slopes.by_log_sum + cotangents.nll) * slopes.softmax(e)
+    elif row.masses is not None:
+        masses = silence(row.counts, row.masses).astype(dtype)
+        d_logits = (slopes.by_log_sum + cotangents.nll * jnp.sum(masses)) * slopes.softmax(e)
     else:
         row = row._replace(target=silence(row.counts, row.target))
         target = _effective_target(row, dtype)
-        d_logits = d_log_sum * p + d_nll * by_logits(target, mass, e)
-        d_effective = d_target = d_nll * by_mass(target) + d_mass
+        of_target = slopes.less_target(slopes.numbers.mass - target, target, e)
+        d_logits = slopes.by_log_sum * slopes.softmax(e) + cotangents.nll * of_target
+        d_effective = d_target = cotangents.nll * by_mass(target) + cotangents.mass
         if row.target_weights is not None:
             d_target = d_effective * row.target_weights
             d_target_weights = d_effective * row.target.astype(dtype)
         d_target = without_padding(d_target.astype(row.target.dtype), row.real, 0)
     if row.class_vector is not None:
-        d_logits += d_spread * by_logits(row.class_vector, vector_mass, e)
-        d_class_vector = d_spread * by_mass(row.class_vector) + d_vector_mass
+        d_logits += slopes.of_spread(row.class_vector, e)
+        d_class_vector = cotangents.spread * by_mass(row.class_vector) + cotangents.vector_mass
     if row.asked.entropy:
-        d_logits += by_softmax(maximum - z, e)
+        d_logits += slopes.of_entropy(maximum - z, e)
     if row.has_label:
-        e = jnp.exp(-lead)
-        d_on_label = d_log_sum * _softmax(e, sum_less_1) + d_nll * _softmax_minus_1(e, sum_less_1) - d_lead
-        if row.asked.entropy:
-            d_on_label += by_softmax(lead, e)
-        if row.class_vector is not None:
-            u = _at_label(row.class_vector, row.target)
-            # What the sum over classes that leaves the label out has put there is taken back.
-            d_on_label += d_spread * (by_logits(u, vector_mass, e) + u)
+        d_on_label = _gradient_on_label(row, slopes)
         d_logits = add_at(d_logits, row.target, d_on_label, is_final=row.logits.dtype == dtype)
+    elif row.masses is not None:
+        d_logits, d_masses = _with_listed(d_logits, row, row.masses, slopes)
     return row._replace(
         logits=d_logits,
         target=d_target,
@@ -248,7 +279,53 @@ def slice_gradient(row: Row, numbers: Numbers, cotangents: Any, *, shares_exp: b
         counts=None,
         maximum=None,
         real=None,
+        masses=d_masses,
     )
+
+
+def _gradient_on_label(row: Row, slopes: _Slopes) -> _Number:
+    """The gradient at the label, by its lead; what the sum that leaves the label out has put there is taken back."""
+    lead = slopes.numbers.lead
+    e = jnp.exp(-lead)
+    of_nll = slopes.by.nll * _softmax_minus_1(e, slopes.numbers.sum_less_1)
+    d_on_label = slopes.by_log_sum * slopes.softmax(e) + of_nll - slopes.by.lead
+    if row.asked.entropy:
+        d_on_label += slopes.of_entropy(lead, e)
+    if row.class_vector is not None:
+        u = _at_label(row.class_vector, row.target)
+        d_on_label += slopes.of_spread(u, e) + slopes.by.spread * u
+    return d_on_label
+
+
+def _with_listed(
+    d_logits: _Class, row: Row, masses: Float[Array, " listed"], slopes: _Slopes
+) -> tuple[_Class, Float[Array, " listed"]]:
+    """The gradient with that at listed classes written in, by their leads, and the gradient by their masses."""
+    mass_dtype, lead, classes = masses.dtype, slopes.numbers.lead, row.target
+    masses, here = silence(row.counts, masses).astype(d_logits.dtype), _is_here(row)
+    e, of_target = jnp.exp(-lead), slopes.less_target(_sum_of_others(masses), masses, jnp.exp(-lead))
+    d_listed = slopes.by_log_sum * slopes.softmax(e) + slopes.by.nll * of_target - slopes.by.lead
+    if row.class_vector is not None:
+        d_listed += slopes.of_spread(_at_label(row.class_vector, classes), e)
+    if row.asked.entropy:
+        d_listed += slopes.of_entropy(lead, e)
+    # In its last dtype, or the array that is written to would be a second one.
+    d_logits = d_logits.astype(row.logits.dtype)
+    nowhere = row.logits.shape[0] + jnp.arange(classes.shape[0], dtype=classes.dtype)
+    d_logits = put_at(d_logits, jnp.where(here, classes, nowhere), d_listed.astype(d_logits.dtype))
+    d_masses = jnp.where(here, slopes.by.nll * slopes.by_mass(masses, lead, jnp.isposinf(lead)), 0)
+    return d_logits, d_masses.astype(mass_dtype)
+
+
+def _sum_of_others(masses: Float[Array, " listed"]) -> Float[Array, " listed"]:
+    """For each the sum of those before and after it, and not a difference of sums."""
+    before, after = jnp.pad(masses, (1, 0))[:-1], jnp.pad(masses, (0, 1))[1:]
+    return jnp.cumsum(before) + jnp.cumsum(after[::-1])[::-1]
+
+
+def _is_here(row: Row) -> Bool[Array, "*listed"]:
+    """Whether a label, or a listed class, is one of the classes at hand."""
+    return (row.target >= 0) & (row.target < row.logits.shape[0])
 
 
 def _at_label(values: _Class, label: Integer[Array, ""]) -> _Number:
@@ -283,6 +360,8 @@ def slice_row(row: Row, *, shares_exp: bool = False) -> Slice:
     Every sum is a loop of its own over arithmetic alone, which XLA:CPU runs several times faster than one loop for all,
     or a loop with a selection in it.
     """
+    if row.masses is not None:
+        return _slice_of_listed(row)
     row = _real(row)
     dtype = row.maximum.dtype
     of_target, of_entropy = (1, 2) if row.has_label else (4, 1)
@@ -290,7 +369,7 @@ def slice_row(row: Row, *, shares_exp: bool = False) -> Slice:
     copies, zeros = _copies(row, count)
     here = lead = depth = None
     if row.has_label:
-        here = (row.target >= 0) & (row.target < row.logits.shape[0])
+        here = _is_here(row)
         if shares_exp:
             e = jnp.exp(silence(row.counts, row.logits) - silence(row.counts, row.maximum))
             e = zero_at(e, row.target, shares_exp=True)
@@ -315,6 +394,17 @@ def slice_row(row: Row, *, shares_exp: bool = False) -> Slice:
     vector_moment = None if u is None else Moment(_excess(u, copies[-1], zeros[-1]), sum_alone(u))
     argmax = jnp.argmax(row.logits).astype(jnp.int32) if row.asked.argmax else None
     return Slice(row.maximum, sum_less_1, target_moment, vector_moment, depth, argmax)
+
+
+def _slice_of_listed(row: Row) -> Slice:
+    """The slice of a row whose target lists its classes: for the sums, the nearest to the maximum is the label."""
+    classes, here, dtype = row.target, _is_here(row), row.maximum.dtype
+    leads = jnp.maximum(row.maximum - _at_label(keep(row.logits), classes).astype(dtype), 0)
+    nearest = jnp.full((), -1, classes.dtype)
+    if classes.shape[0] != 0:
+        nearest = _at_label(classes, jnp.argmin(jnp.where(here, leads, jnp.inf)))
+    part = slice_row(row._replace(target=nearest, masses=None))
+    return part._replace(target=Moment(jnp.where(here, leads, 0), here.astype(dtype)))
 
 
 def _without_label(values: _Class, row: Row) -> _Class:
@@ -368,8 +458,9 @@ def _exp(row: Row) -> _Class:
 
 def _real(row: Row) -> Row:
     """The row with classes of probability 0 in place of padding, whatever it held."""
-    target = row.target if row.has_label else without_padding(row.target, row.real, 0)
-    return row._replace(logits=without_padding(row.logits, row.real, -jnp.inf), target=target)
+    if not row.has_label and row.masses is None:
+        row = row._replace(target=without_padding(row.target, row.real, 0))
+    return row._replace(logits=without_padding(row.logits, row.real, -jnp.inf))
 
 
 def _effective_target(row: Row, dtype) -> _Class:

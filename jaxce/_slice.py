@@ -30,18 +30,25 @@ NOTHING = Asked()
 
 
 class Moment(NamedTuple):
-    """How far a mass t over the classes is from the maximum, Σ t (m − z), and the mass itself, Σ t."""
+    """How far a mass t over the classes is from the maximum, Σ t (m − z), and the mass itself, Σ t.
+
+    Of a target that lists its classes there is one for each of them, of mass 1 where the class is.
+    """
 
     excess: _Number
     mass: _Number
 
     def distance(self, log_sum: _Number) -> _Number:
         """Σ t (log_z − z)."""
-        return self.excess + self.mass * log_sum
+        return self.excess + self.mass * self._along(log_sum)
 
     def shifted(self, by: _Number) -> "Moment":
         """The same mass, from a maximum that is larger."""
-        return self._replace(excess=self.excess + times(self.mass, by))
+        return self._replace(excess=self.excess + times(self.mass, self._along(by)))
+
+    def _along(self, number: _Number) -> _Number:
+        """A number of every row, for each of the masses where a row has several."""
+        return jnp.expand_dims(number, range(number.ndim, self.mass.ndim))
 
 
 class Slice(NamedTuple):
@@ -74,14 +81,21 @@ class Slice(NamedTuple):
         return self._replace(argmax=jnp.where(is_any, self.argmax + start, _NO_CLASS))
 
 
-def empty(num_rows: int, dtype: np.dtype, *, has_vector: bool = False, asked: Asked = NOTHING) -> Slice:
-    """The slices of rows that hold no classes."""
+def empty(
+    num_rows: int,
+    dtype: np.dtype,
+    *,
+    listed: tuple[int, ...] = (),
+    has_vector: bool = False,
+    asked: Asked = NOTHING,
+) -> Slice:
+    """The slices of rows that hold no classes; `listed` is (K,) where targets list K classes."""
     zeros = jnp.zeros(num_rows, dtype)
-    moment = Moment(zeros, zeros)
+    moment, of_listed = Moment(zeros, zeros), jnp.zeros((num_rows, *listed), dtype)
     return Slice(
         zeros + jnp.finfo(dtype).min,
         zeros - 1,
-        moment,
+        Moment(of_listed, of_listed) if listed else moment,
         moment if has_vector else None,
         zeros if asked.entropy else None,
         jnp.full(num_rows, _NO_CLASS, jnp.int32) if asked.argmax else None,

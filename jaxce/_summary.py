@@ -14,10 +14,11 @@ from jaxce._head import HeadRows, measure_head
 from jaxce._inputs import OnMesh, check_classes
 from jaxce._logits import LinearLogits
 from jaxce._mesh import vary_rule
-from jaxce._rows import Rows, on_slices, read_classes
+from jaxce._rows import Rows, at_classes, on_slices, read_classes
 from jaxce._rule import Row, measure, row_maximum
 from jaxce._slice import Asked
-from jaxce._types import AxisName, ClassVector, Distributions, Labels, Logits, PerRow, RowAxisNames, RowMask
+from jaxce._targets import SparseTargets, Targets
+from jaxce._types import AxisName, ClassVector, Logits, PerRow, RowAxisNames, RowMask
 
 _Class = Float[Array, " classes"]
 
@@ -43,7 +44,7 @@ class Summary(NamedTuple):
 @one_program
 def summarize(
     logits: Logits | LinearLogits,
-    targets: Labels | Distributions,
+    targets: Targets,
     *,
     axis: SupportsIndex = -1,
     class_vector: ClassVector | None = None,
@@ -77,7 +78,8 @@ def summarize(
         logits: (..., C) or, with `axis`, the classes anywhere. Any floating dtype; the arithmetic is at least float32.
             Or `LinearLogits`: the backward pass makes them again, block by block of classes.
         targets: class indices of the rows' shape in any integer dtype, or distributions of the logits' shape in a
-            floating dtype. Distributions need not sum to 1; 0 · log 0 is 0.
+            floating dtype. Distributions need not sum to 1; 0 · log 0 is 0. Or `SparseTargets`, a few classes for each
+            row.
         axis: the class axis of `logits`.
         class_vector: (C,), e.g. ones, class weights or a prior, for `spread`.
         entropy: whether the summary has the entropy, for a bonus on it or a look at it. Classes of −inf add nothing.
@@ -159,7 +161,12 @@ def summarize_rows(
         None if vector is None else without_padding(vector.astype(dtype), real, 0)
         for vector in (target_weights, class_vector)
     )
-    targets = rows.targets - rows.classes.start(size) if rows.has_labels else rows.targets
+    targets, masses = rows.targets, None
+    if isinstance(targets, SparseTargets):
+        targets, masses = jnp.asarray(rows.targets.classes), _effective_masses(rows, target_weights)
+        target_weights = None
+    if rows.has_labels or masses is not None:
+        targets -= rows.classes.start(size)
     shared = {
         "target_weights": target_weights,
         "class_vector": class_vector,
@@ -167,6 +174,7 @@ def summarize_rows(
         "real": real,
         "classes": rows.classes,
         "asked": Asked(entropy, argmax),
+        "masses": masses,
     }
     if isinstance(rows.logits, LinearLogits):
         measured = measure_head(vary_rule(HeadRows(rows.logits, targets, **shared)))
@@ -179,3 +187,12 @@ def summarize_rows(
     nll, spread = silence(rows.counts, numbers.nll), silence(rows.counts, numbers.spread)
     of_entropy, of_argmax = silence(rows.counts, numbers.entropy), silence(rows.counts, numbers.argmax)
     return Summary(log_z, loud(rows.valid, nll), spread, of_entropy, of_argmax)
+
+
+def _effective_masses(rows: Rows, target_weights: _Class | None) -> Array:
+    """The masses of listed classes, times the weights of the classes."""
+    classes, masses = rows.targets.classes, jnp.asarray(rows.targets.masses)
+    if target_weights is None:
+        return masses
+    weights = silence(rows.counts, at_classes(target_weights, classes, rows.classes))
+    return masses.astype(weights.dtype) * weights

@@ -1,7 +1,9 @@
 """What XLA:CPU has to be told; no mathematics. Elsewhere each of these is what its name says, and no more."""
 
+from collections.abc import Callable
 from typing import TypeVar
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Integer
@@ -63,6 +65,39 @@ def add_at(values: _Class, label: _Label, number: _Number, *, is_final: bool) ->
     if not is_final:
         return select(values, label, number)
     return lax.platform_dependent(values, label, number, cpu=scatter, default=select)
+
+
+def each(function: Callable[[Array], _Values], numbers: Array) -> _Values:
+    """The function of each of the numbers, along a first axis: one after another where XLA:CPU would write all out."""
+
+    def one_by_one(numbers: Array) -> _Values:
+        return lax.map(function, numbers)
+
+    return lax.platform_dependent(numbers, cpu=one_by_one, default=jax.vmap(function))
+
+
+@jax.custom_jvp
+def put_at(values: _Class, classes: Integer[Array, " listed"], numbers: Float[Array, " listed"]) -> _Class:
+    """`values` with numbers in place of those at listed classes, if these are among them. All must be different."""
+    if values.dtype.itemsize >= 4:
+        return _put_at(values, classes, numbers)
+    # XLA:CPU would widen all values to put narrow floats in, and widens no integers.
+    return lax.platform_dependent(values, classes, numbers, cpu=_put_bits_at, default=_put_at)
+
+
+def _put_bits_at(values, classes, numbers):
+    bits = jnp.uint8 if values.dtype.itemsize == 1 else jnp.uint16
+    values_in_bits, numbers_in_bits = (lax.bitcast_convert_type(array, bits) for array in (values, numbers))
+    return lax.bitcast_convert_type(_put_at(values_in_bits, classes, numbers_in_bits), values.dtype)
+
+
+@put_at.defjvp
+def _push_put_at(primals, tangents):
+    return put_at(*primals), jax.jvp(_put_at, primals, tangents)[1]
+
+
+def _put_at(values, classes, numbers):
+    return values.at[classes].set(numbers, mode="drop", unique_indices=True)
 
 
 def _is_label(values: _Class, label: _Label) -> Bool[Array, " classes"]:

@@ -24,10 +24,10 @@ from jaxce._reduction import MeanParts
 from jaxce._rows import Rows
 from jaxce._slice import softmax
 from jaxce._split import enter, over_devices, whole
+from jaxce._targets import Targets
 from jaxce._types import (
     ClassCounts,
     Costs,
-    Distributions,
     HeldArray,
     Labels,
     Logits,
@@ -242,7 +242,7 @@ def _median(values: Float[Array, " classes"], counted: Bool[Array, " classes"]) 
 @overload
 def expected_cost(
     logits: Logits,
-    targets: Labels | Distributions,
+    targets: Targets,
     costs: Costs,
     *,
     axis: SupportsIndex = ...,
@@ -252,7 +252,7 @@ def expected_cost(
 @overload
 def expected_cost(
     logits: Logits,
-    targets: Labels | Distributions,
+    targets: Targets,
     costs: Costs,
     *,
     axis: SupportsIndex = ...,
@@ -262,7 +262,7 @@ def expected_cost(
 @one_program
 def expected_cost(
     logits: Logits,
-    targets: Labels | Distributions,
+    targets: Targets,
     costs: Costs,
     *,
     axis: SupportsIndex = -1,
@@ -341,6 +341,9 @@ class _ExpectedCost(NamedTuple):
         start = classes.start(size)
         if rows.has_labels:
             costs = costs[rows.targets]
+        elif isinstance(rows.targets, SparseTargets):
+            masses = silence(rows.counts, rows.targets.masses.astype(dtype))
+            costs = jnp.sum(masses[..., None] * costs[rows.targets.classes], axis=-2)
         else:
             targets = silence(rows.counts, rows.targets.astype(dtype))
             costs = lax.dynamic_slice_in_dim(costs, start, size)

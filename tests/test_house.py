@@ -16,7 +16,7 @@ import jaxce
 ROOT = Path(__file__).parent.parent
 ORDER = [
     ["_types", "_mesh", "_autodiff", "_eager", "_conventions", "_xla"],
-    ["_logits", "_split", "_slice"],
+    ["_logits", "_targets", "_split", "_slice"],
     ["_arguments", "_rule"],
     ["_inputs", "_head"],
     ["_checks"],
@@ -120,7 +120,7 @@ def test_no_array_is_made_at_import(path):
 
 def test_the_public_names_are_those_of_the_package():
     assert jaxce.__all__ == sorted(jaxce.__all__)
-    assert len(FUNCTIONS) == len(PUBLIC) - 3  # LinearLogits, MeanParts and Summary
+    assert len(FUNCTIONS) == len(PUBLIC) - 4  # LinearLogits, MeanParts, SparseTargets and Summary
     assert {name.rpartition(".")[2] for name in FUNCTIONS if name.startswith("jaxce.torch")} == {
         "binary_cross_entropy_with_logits",
         "cross_entropy",
