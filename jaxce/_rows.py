@@ -168,9 +168,11 @@ def _listed_once(classes: Array, masses: Array) -> SparseTargets:
     if isinstance(number, int) and number < 2:
         return SparseTargets(classes, masses)
 
+    position = lax.broadcasted_iota(jnp.int32, classes.shape, classes.ndim - 1)
+
     def of_one(k):
         is_same = classes == lax.dynamic_slice_in_dim(classes, k, 1, axis=-1)
-        is_again = jnp.any(is_same & (jnp.arange(number, dtype=jnp.int32) < k), axis=-1)
+        is_again = jnp.any(is_same & (position < k), axis=-1)
         return jnp.sum(jnp.where(is_same, masses, 0), axis=-1), is_again
 
     totals, is_again = each(of_one, jnp.arange(number, dtype=jnp.int32))

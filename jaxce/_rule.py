@@ -328,8 +328,8 @@ def _is_here(row: Row) -> Bool[Array, "*listed"]:
     return (row.target >= 0) & (row.target < row.logits.shape[0])
 
 
-def _at_label(values: _Class, label: Integer[Array, ""]) -> _Number:
-    """The value at the label's class, or at one of them where it is none."""
+def _at_label(values: Array, label: Integer[Array, "*listed"]) -> Array:
+    """The value at the label's class, or at one of them where it is none; and so at listed ones."""
     return values.at[label].get(mode="clip", wrap_negative_indices=False)
 
 

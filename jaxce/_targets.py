@@ -26,7 +26,9 @@ class SparseTargets:
 
     A class that is listed twice has the sum of both masses. Masses need not sum to 1. A class outside [0, C) makes its
     row's loss NaN, and a NumPy class an error at once, unless its mass is 0: then it is padding, and has no gradient. A
-    row without classes, K = 0, has a loss of 0. The gradient is as exact as a label's where a listed class leads.
+    row without classes, K = 0, has a loss of 0. Where a listed class leads the others, loss and gradient at it are as
+    exact as a label's. Elsewhere p − t is a difference, as for distributions. Beside the gradient a step needs some
+    arrays of the masses' shape, and on a CPU, for logits that are held in half precision, one of theirs.
 
     Attributes:
         classes: (..., K), any integer dtype; ... are the rows, which are the axes of the losses. K is last, whatever

@@ -28,6 +28,17 @@ def linear(loss):
     return of_head
 
 
+def listed(loss):
+    """The loss of listed classes and their masses in place of targets."""
+
+    @functools.wraps(loss)
+    def of_listed(*arrays, **options):
+        *logits, classes, masses = arrays
+        return loss(*logits, jaxce.SparseTargets(classes, masses), **options)
+
+    return of_listed
+
+
 def linear_distillation(
     hidden,
     kernel,

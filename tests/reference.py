@@ -206,8 +206,11 @@ def poly(nll, spread, log_z, w, num_classes, epsilon):
     return Formula(loss * w, slope * w, loss, by_settings={"epsilon": miss * w})
 
 
-def over_classes(formula, z, labels=None, distributions=None, class_weights=None, **settings):
-    """A loss that is arithmetic on nll, spread and log_z, of labels or of distributions."""
+def over_classes(formula, z, labels=None, distributions=None, class_weights=None, lost=0.0, **settings):
+    """A loss that is arithmetic on nll, spread and log_z, of labels or of distributions.
+
+    `lost` is the absolute error of L.
+    """
     s, num_classes, is_label = summarize(z), z.shape[-1], labels is not None
     weights = np.ones(num_classes) if class_weights is None else class_weights
     one_hot, w = _one_hot(labels, num_classes, class_weights) if is_label else (None, np.ones(len(z)))
@@ -216,7 +219,8 @@ def over_classes(formula, z, labels=None, distributions=None, class_weights=None
     if is_label:
         # Where the label is behind, L is a difference: it has an absolute error, which the label's distance hides.
         lost = np.where(z.max(-1) > _at_label(z, one_hot), 2e-7, 0.0)
-        s = s._replace(log_z=s.log_z + Near(0.0, lost), distance=s.distance + Near(0.0, lost[:, None]))
+    lost = np.broadcast_to(lost, len(z))
+    s = s._replace(log_z=s.log_z + Near(0.0, lost), distance=s.distance + Near(0.0, lost[:, None]))
     spread_terms, spread_distance = _times(weights, s)
     loss = formula(terms.sum(-1), spread_terms.sum(-1), s.log_z, w, num_classes, **settings)
     by_nll = loss.by_nll[:, None]
@@ -232,6 +236,45 @@ def over_classes(formula, z, labels=None, distributions=None, class_weights=None
         d_logits += s.p * loss.by_log_z[:, None]
     by_own, by_shared = by_own | {"logits": d_logits}, {"class_weights": by_class_weight, **loss.by_settings}
     return Losses(loss.value, by_own, by_shared, w, one_hot, _loud(one_hot) if is_label else ())
+
+
+def listed(formula, z, classes, masses, class_weights=None, **settings):
+    """The same of listed classes: of the distribution that they stand for, which has their numbers at their places."""
+    num_classes = z.shape[-1]
+    one_hot = (classes[..., None] == np.arange(num_classes)).astype(float)
+    is_class = one_hot.any(-1)
+    is_wrong = (~is_class & (masses != 0)).any(-1)
+    distributions = np.where(is_wrong[:, None], np.nan, (one_hot * masses[..., None]).sum(1))
+    nearest = np.where(is_class, np.take_along_axis(z, np.where(is_class, classes, 0), -1), -np.inf)
+    # Where no listed class leads, L is a difference, as for a label that is behind.
+    lost = np.where(z.max(-1) > nearest.max(-1, initial=-np.inf), 2e-7, 0.0)
+    losses = over_classes(formula, z, None, distributions, class_weights, lost, **settings)
+    by_own = dict(losses.by_own)
+    of_classes, place = by_own.pop("distributions"), (np.arange(len(z))[:, None], np.where(is_class, classes, 0))
+    by_own["masses"] = where(is_class | is_wrong[:, None], of_classes[place])
+    return losses._replace(by_own=by_own)
+
+
+def entropy(z, distributions):
+    """Of the softmax; of the targets it knows nothing. Its slope is p (depth − mean depth), a difference."""
+    s = summarize(z)
+    terms, _ = _times(s.p.value, s)
+    value = terms.sum(-1)
+    value = Near(value.value, value.error + (s.p.error * np.where(s.p.value == 0, 0.0, s.distance.value)).sum(-1))
+    depth = np.where(s.p.value == 0, 0.0, z.max(-1, keepdims=True) - z)
+    mean_depth = (s.p.value * depth).sum(-1, keepdims=True)
+    relative = 2 * RELATIVE + PER_NAT * depth
+    slope = Near(s.p.value * (depth - mean_depth), s.p.value * (depth + mean_depth) * relative)
+    return Losses(value, {"logits": slope, "distributions": near(np.zeros(z.shape))}, {})
+
+
+def by_temperatures(d_logits, z, temperatures):
+    """Of logits over temperatures, the gradients by the logits before and by the temperatures."""
+    scaled = np.where(np.isinf(z), 0.0, z) / temperatures[:, None]
+    terms = d_logits * -scaled
+    total = terms.sum(-1)
+    rounding = RELATIVE * abs(terms.value).sum(-1)
+    return d_logits * (1 / temperatures[:, None]), Near(total.value, total.error + rounding)
 
 
 def _one_hot(labels, num_classes, class_weights):

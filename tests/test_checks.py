@@ -36,6 +36,20 @@ CASES = {
         -1,
         "`targets` must be class indices in [0, 5); got -1 at position [0 2].",
     ),
+    "listed class": (
+        lambda c, z: jaxce.cross_entropy(z, jaxce.SparseTargets(c, jnp.array([[[0.5, 0]] * 3] * 2))),
+        jnp.stack([LABELS, jnp.full((2, 3), -1)], -1),
+        (1, 0, 0),
+        5,
+        "`targets.classes` must be class indices in [0, 5); got 5 at position [1 0 0].",
+    ),
+    "mass of a listed class": (
+        lambda m, z: jaxce.linear_cross_entropy(z, KERNEL, jaxce.SparseTargets(LABELS[..., None], m)),
+        ONES[..., None],
+        (0, 2, 0),
+        -1,
+        "`targets.masses` must be ≥ 0; got -1.0 at position [0 2 0].",
+    ),
     "weight": (
         lambda w, z: jaxce.focal_loss(z, LABELS, weights=w),
         ONES,

@@ -19,6 +19,8 @@ RNG = np.random.default_rng(1)
 LABELS = np.array([2, 0, 3])
 LOGITS = RNG.normal(0, 2, (N, C))
 OTHER_LOGITS = RNG.normal(0, 2, (N, C))
+LISTED = np.array([[1, 3, 1], [0, 0, 2], [2, -1, 3]])  # twice, and padding
+MASSES = np.linspace(0.3, 0.9, LISTED.size).reshape(LISTED.shape) * (LISTED >= 0)
 DISTRIBUTION = RNG.uniform(0.1, 1, (N, C))  # does not sum to 1
 CLASS_WEIGHTS = RNG.uniform(0.5, 2, C)
 WEIGHTS = RNG.uniform(0.5, 2, N)
@@ -44,6 +46,10 @@ def _labels():
 
 def _entropy_of_right_rows(summary):
     return summary.entropy * jnp.where(summary.argmax == LABELS.astype(np.int32), 1.5, 0.5)
+
+
+def _of_listed(masses):
+    return jnp.sum(jax.nn.one_hot(LISTED, C) * masses[..., None], 1)
 
 
 def _mean(logits, targets, class_weights, weights, label_smoothing, z_loss):
@@ -100,6 +106,13 @@ CASES = {
         lambda **arguments: jaxce.cross_entropy(**arguments),
         lambda **arguments: _mean(**arguments),
         {"logits": LOGITS, "targets": DISTRIBUTION, **ROW},
+    ),
+    "cross_entropy of listed classes": Case(
+        lambda masses, **arguments: jaxce.cross_entropy(
+            targets=jaxce.SparseTargets(LISTED, masses), reduction="none", **arguments
+        ),
+        lambda masses, **arguments: plain.cross_entropy(targets=_of_listed(masses), **arguments),
+        {"logits": LOGITS, "masses": MASSES, **ROW},
     ),
     "summarize": Case(
         lambda logits, targets, class_vector: sum(

@@ -14,6 +14,7 @@ LOGITS = jnp.zeros((8, 10))
 LABELS = jnp.zeros(8, jnp.int32)
 TARGETS = jnp.full((8, 10), 0.1)
 TOKENS = jnp.zeros((8, 128, 320))
+LISTED = jaxce.SparseTargets(jnp.zeros((8, 3), jnp.int32), jnp.ones((8, 3)))
 LAZY = jaxce.LinearLogits(LOGITS, jnp.eye(10))
 
 
@@ -516,6 +517,79 @@ CASES = {
         ValueError,
         "`ignore_index` needs class indices, and `targets` are probabilities of shape (8, 10). Pass `where`, a boolean mask "
         "of shape (8,), to leave rows out.",
+    ),
+    "ignore_index with listed classes": (
+        _ce(LOGITS, LISTED, ignore_index=-100),
+        ValueError,
+        "`ignore_index` needs class indices, and `targets` are SparseTargets. Pass `where`, a boolean mask of shape (8,), to "
+        "leave rows out.",
+    ),
+    "listed classes without an axis of their own": (
+        _ce(LOGITS, jaxce.SparseTargets(LABELS, jnp.ones(8))),
+        ValueError,
+        "`targets.classes` must have shape (8, K), K classes for each row of `logits`; got (8,). Add an axis: "
+        "targets.classes[..., None].",
+    ),
+    "listed classes along the axis of the classes": (
+        _ce(jnp.zeros((2, 10, 4)), jaxce.SparseTargets(jnp.zeros((2, 3, 4), int), jnp.ones((2, 3, 4))), axis=1),
+        ValueError,
+        "`targets.classes` must have shape (2, 4, K), K classes for each row of `logits`; got (2, 3, 4). K is last, whatever "
+        "the class axis of the logits is.",
+    ),
+    "listed classes of other rows": (
+        _ce(LAZY, jaxce.SparseTargets(jnp.zeros((7, 3), int), jnp.ones((7, 3)))),
+        ValueError,
+        "`targets.classes` must have shape (8, K), K classes for each row of `hidden · kernel`; got (7, 3).",
+    ),
+    "masses of another shape": (
+        _ce(LOGITS, jaxce.SparseTargets(jnp.zeros((8, 1), int), jnp.ones(8))),
+        ValueError,
+        "`targets.masses` must have the shape of `targets.classes`, (8, 1); got (8,). Nothing is broadcast. Add an axis: "
+        "targets.masses[..., None].",
+    ),
+    "listed classes that are floats": (
+        _ce(LOGITS, jaxce.SparseTargets(jnp.ones((8, 3)), jnp.ones((8, 3)))),
+        TypeError,
+        "`targets.classes` must have an integer dtype; got float32. Cast them: targets.classes.astype(jnp.int32).",
+    ),
+    "masses that are integers": (
+        _ce(LOGITS, jaxce.SparseTargets(jnp.ones((8, 3), int), jnp.ones((8, 3), int))),
+        TypeError,
+        "`targets.masses` must have a floating dtype; got int32. Cast them: targets.masses.astype(jnp.float32).",
+    ),
+    "listed classes in a list": (
+        _ce(LOGITS, jaxce.SparseTargets([[0]] * 8, jnp.ones((8, 1)))),
+        TypeError,
+        "`targets.classes` must be a jax.Array or a NumPy array; got builtins.list. Wrap it: jnp.asarray(targets.classes).",
+    ),
+    "a wrong NumPy class that is listed": (
+        _ce(LOGITS, jaxce.SparseTargets(np.full((8, 2), [10, 0]), np.full((8, 2), 0.5)), where=np.arange(8) > 2),
+        ValueError,
+        "`targets.classes` must be class indices in [0, 10); got 10 at position (3, 0), where the mass is 0.5. Padding has a "
+        "mass of 0.",
+    ),
+    "focal loss of listed classes": (
+        lambda: jaxce.focal_loss(LOGITS, LISTED),
+        TypeError,
+        "`targets` must be an array here; got SparseTargets. `cross_entropy`, `linear_cross_entropy` and `summarize` take "
+        "them as targets.",
+    ),
+    "a teacher of listed classes": (
+        lambda: jaxce.distillation_loss(LOGITS, LISTED),
+        TypeError,
+        "`teacher_logits` must be an array here; got SparseTargets. `cross_entropy`, `linear_cross_entropy` and `summarize` "
+        "take them as targets.",
+    ),
+    "listed classes that may differ where classes are split": (
+        _on_mesh(
+            lambda z, c: jaxce.cross_entropy(z, jaxce.SparseTargets(c, jnp.ones((8, 1))), class_axis_name="model"),
+            jnp.zeros((8, 12)),
+            jnp.zeros((32, 1), int),
+            in_specs=(P(None, "model"), P("model")),
+        ),
+        ValueError,
+        "`targets.classes` may differ along 'model', over which the classes are split, and must be the same there, by its "
+        "type too. If it is, cast it: jax.lax.pmax(targets.classes, 'model').",
     ),
     "wrong NumPy label": (
         _ce(LOGITS, np.array([0, 1, 2, 3, -100, 5, 6, 7])),

@@ -20,7 +20,7 @@ import pytest
 import reference
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from lazy import linear, linear_distillation
+from lazy import linear, linear_distillation, listed
 
 import jaxce
 
@@ -29,12 +29,14 @@ DAILY, ALL, DAILY_BY_PYTORCH, ALL_BY_PYTORCH = 24, 160, 8, 40
 EXAMPLES = {"daily": 25, "thorough": 140}
 SEED = 63520  # with which the daily ones have a bit of everything
 
-# The axes of the arrays: r rows, c classes, d features. Settings have none.
+# The axes of the arrays: r rows, c classes, k listed classes, d features. Settings have none.
 AXES = {"logits": "rc", "teacher_logits": "rc", "distributions": "rc", "labels": "r", "weights": "r", "where": "r"}
-AXES |= {"hidden": "rd", "kernel": "dc", "bias": "c", "class_weights": "c"}
+AXES |= {"hidden": "rd", "kernel": "dc", "bias": "c", "class_weights": "c", "temperatures": "r"}
+AXES |= {"classes": "rk", "masses": "rk"}
 AXES |= {"teacher_hidden": "rd", "teacher_kernel": "dc", "teacher_bias": "c"}
 OPTIONS = ("weights", "where", "class_weights")
-BY_KEYWORD = {*OPTIONS, "bias", "teacher_bias"}
+BY_KEYWORD = {*OPTIONS, "bias", "teacher_bias", "temperatures"}
+LISTED = 3
 NARROW = {"logits", "hidden", "kernel", "bias"}
 NARROW |= {f"teacher_{name}" for name in NARROW}  # what has the dtype of the logits
 SETTINGS = {
@@ -62,16 +64,25 @@ class Loss(NamedTuple):
         return "hidden" in self.names
 
 
+def _entropy(logits, distributions, *, weights=None, where=None, reduction="mean", **options):
+    entropies = jaxce.summarize(logits, distributions, where=where, entropy=True, **options).entropy
+    rows = options.get("batch_axis_name")
+    return jaxce.reduce_losses(entropies, weights, where=where, reduction=reduction, batch_axis_name=rows)
+
+
 CROSS_ENTROPY, FOCAL, POLY = (
     functools.partial(reference.over_classes, formula)
     for formula in (reference.cross_entropy, reference.focal, reference.poly)
 )
+OF_LISTED = functools.partial(reference.listed, reference.cross_entropy)
 HEAD, HEADS = ("hidden", "kernel"), ("hidden", "kernel", "teacher_hidden", "teacher_kernel")
 DIVERGENCES = ("forward", "reverse", "jensen_shannon")
 SMOOTHED, ELEMENTS = (*OPTIONS, "label_smoothing", "z_loss"), ("weights", "where")
 ON_MESH = {
     "labels": Loss(jaxce.cross_entropy, CROSS_ENTROPY, ("logits", "labels"), SMOOTHED),
     "distributions": Loss(jaxce.cross_entropy, CROSS_ENTROPY, ("logits", "distributions"), SMOOTHED),
+    "listed": Loss(listed(jaxce.cross_entropy), OF_LISTED, ("logits", "classes", "masses"), SMOOTHED),
+    "entropy": Loss(_entropy, reference.entropy, ("logits", "distributions"), ELEMENTS),
     "focal": Loss(jaxce.focal_loss, FOCAL, ("logits", "labels", "gamma"), OPTIONS),
     "poly": Loss(jaxce.poly_loss, POLY, ("logits", "labels", "epsilon"), OPTIONS),
     "distillation": Loss(
@@ -79,9 +90,17 @@ ON_MESH = {
     ),
     "linear": Loss(jaxce.linear_cross_entropy, CROSS_ENTROPY, (*HEAD, "labels"), (*SMOOTHED, "bias")),
     "linear, distributions": Loss(
-        jaxce.linear_cross_entropy, CROSS_ENTROPY, (*HEAD, "distributions"), (*SMOOTHED, "bias")
+        linear(jaxce.cross_entropy), CROSS_ENTROPY, (*HEAD, "distributions"), (*SMOOTHED, "bias", "temperatures")
     ),
-    "linear focal": Loss(linear(jaxce.focal_loss), FOCAL, (*HEAD, "labels", "gamma"), (*OPTIONS, "bias")),
+    "linear, listed": Loss(
+        listed(linear(jaxce.cross_entropy)),
+        OF_LISTED,
+        (*HEAD, "classes", "masses"),
+        (*SMOOTHED, "bias", "temperatures"),
+    ),
+    "linear focal": Loss(
+        linear(jaxce.focal_loss), FOCAL, (*HEAD, "labels", "gamma"), (*OPTIONS, "bias", "temperatures")
+    ),
     "linear poly": Loss(linear(jaxce.poly_loss), POLY, (*HEAD, "labels", "epsilon"), (*OPTIONS, "bias")),
     "linear distillation": Loss(
         linear_distillation,
@@ -146,8 +165,8 @@ class Config(NamedTuple):
         return "float64" if self.dtype == "float64" else "float32"
 
     def dtype_of(self, name):
-        if name in ("labels", "where"):
-            return self.label_dtype if name == "labels" else "bool"
+        if name in ("labels", "classes", "where"):
+            return "bool" if name == "where" else self.label_dtype
         return self.dtype if name in NARROW else self.wide
 
     @property
@@ -244,7 +263,7 @@ def _choices(config):
         states += ["ignored"]
     # What a wrong label's class weight is in the divisor and in the z-loss is not promised: the loss is NaN.
     shares = "class_weights" in given and (config.static["reduction"] == "mean" or "z_loss" in given)
-    if "labels" in given and not shares:
+    if ("labels" in given and not shares) or ("classes" in given and "class_weights" not in given):
         states += ["wrong label"]
     return [kind for kind in ROWS if kind not in unlike], ["any", "largest", "smallest"], states
 
@@ -264,6 +283,10 @@ def _draw_arrays(config, rows, seed):
             # What is not measured from a maximum adds up.
             top = min(1e38 if config.loss in ON_MESH else 1e35, float(jnp.finfo(config.dtype).max) / 4)
             arrays[f"{prefix}logits"] = np.stack([ROWS[kind](draw, size, top) for kind in kinds])
+    if "temperatures" in given:
+        arrays["temperatures"] = draw.choice([0.5, 1.0, 2.0], count)
+        of_heads["logits"] = of_heads["logits"] / arrays["temperatures"][:, None]
+        arrays["temperatures"] = np.where(states == "masked", np.nan, arrays["temperatures"])
     if "teacher_logits" in arrays and config.follower is not None:
         logits, others = (arrays[f"{prefix}logits"] for prefix in (config.follower, config.leader))
         arrays[f"{config.follower}logits"] = np.where(~np.isneginf(others) & np.isneginf(logits), 0.0, logits)
@@ -279,6 +302,8 @@ def _draw_arrays(config, rows, seed):
     one = (np.arange(z.shape[1]) == chosen[:, None]) * draw.choice([1.0, 0.7], (count, 1))
     mass = np.where(places[:, None] == "any", some, one)
     arrays["distributions"] = np.pad(mass, ((0, 0), (0, size - z.shape[1])))
+    if "classes" in given:
+        arrays["classes"], arrays["masses"] = _draw_listed(draw, z, chosen, wrong, places, states)
     some = draw.choice([0.0, 1.0, 0.9, 1e-3], count)
     arrays["targets"] = np.select([places == "largest", places == "smallest"], [1.0, 0.0], some)
     zero = [] if config.static["reduction"] == "mean" else [0.0]  # a divisor of 0 is that of nothing
@@ -293,6 +318,22 @@ def _draw_arrays(config, rows, seed):
     shape = (count,) if config.static["reduction"] == "none" else ()
     cotangent = draw.choice([-1, 1], shape) * draw.uniform(0.3, 2, shape)
     return arrays, of_heads, np.asarray(cotangent, config.wide)
+
+
+def _draw_listed(draw, z, chosen, wrong, places, states):
+    """Listed classes and their masses: at random, or the chosen one beside what has no mass, some of it padding."""
+    count, real = z.shape
+    classes = draw.integers(0, real, (count, LISTED))
+    left_out = np.isneginf(np.take_along_axis(z, classes, -1))
+    masses = np.where(left_out | (draw.random(classes.shape) < 0.2), 0.0, draw.uniform(0.1, 1, classes.shape))
+    is_one = places != "any"
+    first = np.arange(LISTED) == draw.integers(0, LISTED, (count, 1))
+    classes = np.where(is_one[:, None] & first, chosen[:, None], classes)
+    masses = np.where(is_one[:, None], first * draw.choice([1.0, 0.7], (count, 1)), masses)
+    is_wrong = (states == "wrong label") | (states == "masked")
+    classes = np.where(((masses == 0) & (draw.random(classes.shape) < 0.5)) | (is_wrong[:, None] & first), real, classes)
+    classes = np.where(is_wrong[:, None] & first, np.broadcast_to(wrong, count)[:, None], classes)
+    return classes, np.where(is_wrong[:, None] & first, 0.5, masses)
 
 
 def _draw_head(config, prefix, kinds, draw):
@@ -362,7 +403,7 @@ def _program(config):
 
 
 def _spec(config, name):
-    split = {"r": ["data"] + [None] * (len(config.rows) - 1), "c": ["model"], "d": [None]}
+    split = {"r": ["data"] + [None] * (len(config.rows) - 1), "c": ["model"], "d": [None], "k": [None]}
     axes = "r" * (config.static["reduction"] == "none") if name == "loss" else config.axes(name)
     spec = [mesh_axis for axis in axes for mesh_axis in split[axis]]
     if axes == "rc":
@@ -373,8 +414,7 @@ def _spec(config, name):
 def _expect(config, stored, of_heads, cotangent):
     """The loss and the gradients as they must be, of real classes."""
     arrays = {name: array.astype(float) for name, array in stored.items()} | of_heads
-    if "labels" in arrays:
-        arrays["labels"] = stored["labels"].astype(int)
+    arrays |= {name: stored[name].astype(int) for name in ("labels", "classes") if name in arrays}
     counts = stored.get("where", np.ones(config.num_rows, bool))
     counts = counts & (arrays["labels"] != config.static.get("ignore_index")) if "labels" in arrays else counts
     for name, array in arrays.items():
@@ -384,9 +424,15 @@ def _expect(config, stored, of_heads, cotangent):
         arrays[name] = array
     heads = {name: arrays.pop(name) for name in config.names if name in {*HEADS, "bias", "teacher_bias"}}
     weights, _, z = arrays.pop("weights", None), arrays.pop("where", None), arrays.pop("logits")
+    temperatures = arrays.pop("temperatures", None)
+    if temperatures is not None:
+        temperatures = np.where(counts, temperatures, 1.0)
     static = {name: config.static[name] for name in ("p", "divergence") if name in config.static}
     losses = LOSSES[config.loss].reference(z, **arrays, **static)
     value, gradients = reference.reduce(losses, weights, counts, config.static["reduction"], cotangent.astype(float))
+    if gradients and temperatures is not None:
+        d_logits = gradients["logits"]
+        gradients["logits"], gradients["temperatures"] = reference.by_temperatures(d_logits, z, temperatures)
     for prefix in FEATURES:
         if gradients and f"{prefix}hidden" in heads:
             by_head = reference.through_head(

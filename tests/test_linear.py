@@ -17,6 +17,8 @@ import jaxce
 N, D, E, V = 7, 5, 3, 11
 RNG = np.random.default_rng(3)
 LABELS = RNG.integers(0, V, N)
+LISTED = RNG.integers(0, V, (N, 4))
+LISTED[:, 3] = LISTED[:, 0]  # once more
 WHERE = np.arange(N) != 2
 # Logits of a spread of 1 to 3: among larger ones a phantom class would be invisible.
 ARRAYS = {
@@ -29,6 +31,7 @@ ARRAYS = {
     "class_weights": RNG.uniform(0.5, 2, V),
     "label_smoothing": np.array(0.1),
     "z_loss": np.array(0.05),
+    "masses": RNG.uniform(0.1, 1, (N, 4)),
     "targets": RNG.uniform(0.1, 1, (N, V)),
     "gamma": np.array(1.5),
     "epsilon": np.array(0.7),
@@ -57,6 +60,7 @@ MIXED = {
     "distributions": ("cross_entropy", ["targets"]),
     "all, labels": ("cross_entropy", [*SETTINGS, "labels"]),
     "all, distributions": ("cross_entropy", [*SETTINGS[:-1], "targets"]),
+    "all, listed": ("cross_entropy", [*SETTINGS[:-1], "masses"]),
     "half, labels": ("cross_entropy", ["bias", "temperatures", "class_weights", "label_smoothing", "where", "labels"]),
     "half, distributions": ("cross_entropy", ["softcap", "class_weights", "z_loss", "weights", "targets"]),
     "focal": ("focal_loss", ["gamma", "softcap", "class_weights", "where", "labels"]),
@@ -87,11 +91,16 @@ def _dense(loss, arguments, options):
     teacher = {name[8:]: arguments[name] for name in arguments if name.startswith("teacher_")}
     rest = {name: array for name, array in arguments.items() if name not in HEAD and not name.startswith("teacher_")}
     targets = _logits(**teacher) if teacher else rest.pop("targets", LABELS)
+    if "masses" in rest:
+        targets = jnp.sum(jax.nn.one_hot(LISTED, V) * rest.pop("masses")[..., None], 1)
     return getattr(jaxce, loss)(_logits(**student), targets, **rest, **options)
 
 
 def _linear(loss, arguments, options):
     targets = {} if "teacher_hidden" in arguments or "targets" in arguments else {"targets": LABELS}
+    if "masses" in arguments:
+        arguments = {**arguments}
+        targets = {"targets": jaxce.SparseTargets(LISTED, arguments.pop("masses"))}
     of_head = linear_distillation if loss == "distillation_loss" else linear(getattr(jaxce, loss))
     return of_head(**arguments, **targets, **options)
 
@@ -104,7 +113,7 @@ def _assert_close(results, expected, rtol=1e-10):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol), results, expected)
 
 
-@pytest.mark.parametrize("name", daily(CASES, ["all, labels", "all, distributions", "distillation"]))
+@pytest.mark.parametrize("name", daily(CASES, ["all, labels", "all, distributions", "all, listed", "distillation"]))
 def test_both_ways_equal_the_dense_loss(name, x64, request):
     """Blocks of 1, of a prime, of V−1, V, V+1 and 2V classes, and of so many rows: all in one compiled function.
 
@@ -141,7 +150,7 @@ def test_both_ways_equal_the_dense_loss(name, x64, request):
     _assert_close(by_rows, of_rows)
 
 
-TWICE = ["half, labels", "all, labels", "distillation, all", "reverse", "jensen_shannon"]
+TWICE = ["half, labels", "all, labels", "all, listed", "distillation, all", "reverse", "jensen_shannon"]
 
 
 @pytest.mark.parametrize("name", daily(TWICE, ["half, labels"]))

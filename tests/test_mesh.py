@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from lazy import linear, linear_distillation
+from lazy import linear, linear_distillation, listed
 from marks import daily
 from modes import all_modes, plain_modes
 
@@ -31,6 +31,8 @@ ARRAYS = {
     "teacher_kernel": RNG.normal(size=(E, V)),
     "labels": RNG.integers(0, REAL, N),
     "distributions": RNG.uniform(0.1, 1, (N, V)),
+    "listed": RNG.integers(0, REAL, (N, 3)),
+    "masses": RNG.uniform(0.1, 1, (N, 3)),
     "costs": np.linspace(-1, 3, V * V).reshape(V, V) ** 2,
     "weights": RNG.uniform(0.5, 2, N),
     "class_weights": RNG.uniform(0.5, 2, V),
@@ -46,6 +48,7 @@ ARRAYS = {
 }
 ROWS, CLASSES = {"weights": 0, "class_weights": 1, "where": 0}, {"bias", "class_weights"}
 OPTIONS = ["weights", "class_weights", "where"]
+LISTED = ["listed", "masses"]
 HEAD = ["hidden", "kernel", "bias", "softcap", "temperatures"]
 
 
@@ -62,6 +65,7 @@ def _of_summary(summary):
 CASES = {
     "labels": (jaxce.cross_entropy, ["logits", "labels", *OPTIONS, "label_smoothing", "z_loss"]),
     "distributions": (jaxce.cross_entropy, ["logits", "distributions", *OPTIONS, "label_smoothing", "z_loss"]),
+    "listed": (listed(jaxce.cross_entropy), ["logits", *LISTED, *OPTIONS, "label_smoothing", "z_loss"]),
     "focal": (jaxce.focal_loss, ["logits", "labels", *OPTIONS, "gamma"]),
     "poly": (jaxce.poly_loss, ["logits", "labels", *OPTIONS, "epsilon"]),
     "distillation": (jaxce.distillation_loss, ["logits", "teacher_logits", "weights", "where", "temperature"]),
@@ -76,6 +80,8 @@ for _recompute, _name in ((True, "recomputed"), (False, "forward gradients")):
     for _targets in ("labels", "distributions"):
         _call, _names = _linear(linear(jaxce.cross_entropy), _recompute, _targets)
         CASES[f"linear, {_targets}, {_name}"] = _call, [*_names, "class_weights", "label_smoothing", "z_loss"]
+    _call, _names = _linear(listed(linear(jaxce.cross_entropy)), _recompute, *LISTED)
+    CASES[f"linear, listed, {_name}"] = _call, [*_names, "class_weights", "label_smoothing", "z_loss"]
     _call, _names = _linear(linear_distillation, _recompute, "teacher_hidden", "teacher_kernel")
     CASES[f"linear distillation, {_name}"] = _call, [*_names, "temperature"]
     _call = functools.partial(_call, **_JENSEN_SHANNON)
@@ -136,6 +142,8 @@ POSITIONAL = {
     "hidden",
     "kernel",
     "labels",
+    "listed",
+    "masses",
     "distributions",
     "costs",
     "teacher_hidden",
@@ -209,12 +217,12 @@ MESHES = {
     "8 of rows by 2 axes": ((2, 4), ("data", "model"), ("data", "model"), None),
     "8 of classes by 2 axes": ((2, 4), ("data", "model"), None, ("data", "model")),
 }
-IN_SHARD_MAP = [*MAIN, "distributions", "jensen_shannon"]
+IN_SHARD_MAP = [*MAIN, "distributions", "listed", "jensen_shannon"]
 DAILY = {("shard_map", "2 x 4", case) for case in IN_SHARD_MAP} | {("types", "2 x 4", case) for case in MAIN}
 DAILY |= {
     (way, mesh, MAIN[i]) for way in ("shard_map", "names") for i, mesh in enumerate(["8 of rows", "8 of classes"])
 }
-DAILY |= {("types", "2 x 4", case) for case in list(BY_TYPES)[:4]}
+DAILY |= {("types", "2 x 4", case) for case in [*list(BY_TYPES)[:4], "linear, listed, recomputed"]}
 DAILY_IN_FLOAT32 = {("shard_map", "2 x 4", MAIN[0])}
 
 

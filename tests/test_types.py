@@ -252,6 +252,13 @@ def test_summaries() -> None:
     )
 
 
+def test_listed_classes() -> None:
+    listed = jaxce.SparseTargets(np.array([[0], [1], [2], [0]], np.int8), jnp.ones((4, 1)))
+    assert_type(jaxce.cross_entropy(LOGITS, listed), jax.Array)
+    assert_type(jaxce.linear_cross_entropy(LOGITS, KERNEL, listed, reduction="parts"), jaxce.MeanParts)
+    assert_type(jaxce.summarize(jaxce.LinearLogits(LOGITS, KERNEL), listed), jaxce.Summary)
+
+
 def test_imbalance() -> None:
     counts = assert_type(jaxce.imbalance.class_counts(LABELS, 3), jax.Array)
     weights = assert_type(jaxce.imbalance.class_weights(counts), jax.Array)
