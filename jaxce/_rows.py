@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from jaxce._checks import read_labels, read_listed, report_classes
-from jaxce._conventions import accumulator, silence
+from jaxce._conventions import accumulator, loud, silence
 from jaxce._inputs import ClassInputs
 from jaxce._logits import LinearLogits
 from jaxce._mesh import Classes
@@ -156,10 +156,11 @@ def _read_sparse(targets: SparseTargets, counts: Array | None, inputs: ClassInpu
     classes, in_range = read_listed(targets, inputs)
     masses = silence(counts, _widened(jnp.asarray(targets.masses)))
     is_padding = ~in_range & (masses == 0)
-    valid = jnp.all(in_range | is_padding, axis=-1)
     classes = silence(counts, jnp.where(in_range, classes, -1).astype(jnp.int32))
     masses = jnp.where(is_padding, 0, masses)  # of which there is no derivative
-    return _listed_once(classes, masses), valid if counts is None else valid | ~counts
+    is_right = in_range | is_padding
+    # A wrong class has no place in the rule. By the factor its mass has a gradient too, of NaN.
+    return _listed_once(classes, loud(is_right, masses)), jnp.all(is_right, axis=-1)
 
 
 def _listed_once(classes: Array, masses: Array) -> SparseTargets:

@@ -330,10 +330,10 @@ def _draw_listed(draw, z, chosen, wrong, places, states):
     first = np.arange(LISTED) == draw.integers(0, LISTED, (count, 1))
     classes = np.where(is_one[:, None] & first, chosen[:, None], classes)
     masses = np.where(is_one[:, None], first * draw.choice([1.0, 0.7], (count, 1)), masses)
-    is_wrong = (states == "wrong label") | (states == "masked")
-    classes = np.where(((masses == 0) & (draw.random(classes.shape) < 0.5)) | (is_wrong[:, None] & first), real, classes)
-    classes = np.where(is_wrong[:, None] & first, np.broadcast_to(wrong, count)[:, None], classes)
-    return classes, np.where(is_wrong[:, None] & first, 0.5, masses)
+    classes = np.where((masses == 0) & (draw.random(classes.shape) < 0.5), real, classes)
+    is_wrong = first & ((states == "wrong label") | (states == "masked"))[:, None]
+    classes = np.where(is_wrong, np.broadcast_to(wrong, count)[:, None], classes)
+    return classes, np.where(is_wrong, 0.5, masses)
 
 
 def _draw_head(config, prefix, kinds, draw):
