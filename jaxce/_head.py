@@ -91,7 +91,8 @@ def _forward(rows: HeadRows) -> Numbers:
     nothing = vary(nothing, varying(rows))
     part = over_blocks(slice_of_block, add, nothing, num_classes, classes_per_block(rows.head))
     part = part.numbered_from(rows.classes.start(num_classes))
-    return numbers_of(merge_devices(part, rows.classes), has_label=rows.has_labels, masses=rows.masses)
+    masses = None if rows.masses is None else rows.classes.largest(rows.masses)  # they are the same on all devices
+    return numbers_of(merge_devices(part, rows.classes), has_label=rows.has_labels, masses=masses)
 
 
 def _backward(rows: HeadRows, numbers: Numbers, cotangents: Numbers) -> HeadRows:

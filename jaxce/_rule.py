@@ -137,7 +137,8 @@ def _forward(rows: Row, *, beside_gradient: bool = False) -> Numbers:
 
     def of_row(row):
         part = slice_row(row, shares_exp=shares_exp).numbered_from(row.classes.start(row.logits.shape[0]))
-        return numbers_of(merge_devices(part, row.classes), has_label=row.has_label, masses=row.masses)
+        masses = None if row.masses is None else row.classes.largest(row.masses)  # they are the same on all devices
+        return numbers_of(merge_devices(part, row.classes), has_label=row.has_label, masses=masses)
 
     return over_rows(of_row, rows.logits.ndim - 1, (ROW_AXES,))(rows)
 
