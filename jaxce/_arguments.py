@@ -231,8 +231,8 @@ def as_array(name: str, value: object) -> HeldArray:
         )
     if isinstance(value, SparseTargets):
         raise TypeError(
-            f"`{name}` must be an array here; got SparseTargets. `cross_entropy`, `linear_cross_entropy`, `custom_loss`, "
-            "`summarize` and `imbalance.expected_cost` take them as targets."
+            f"`{name}` must be an array here; got SparseTargets. `cross_entropy`, `linear_cross_entropy`, "
+            "`custom_loss`, `summarize` and `imbalance.expected_cost` take them as targets."
         )
     kind = type(value)
     raise TypeError(

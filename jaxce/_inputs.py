@@ -241,7 +241,7 @@ def _check_mesh(inputs: ClassInputs, name: str, on_mesh: OnMesh) -> ClassInputs:
     of_rows |= {f"{inputs.targets_name}.temperature": row_temperatures(targets)}
     of_classes = {"class_weights": inputs.class_weights, "class_vector": inputs.class_vector}
     of_logits, of_targets = _holders(name, inputs.logits, inputs.axis), []
-    rows = tuple(range(inputs.logits.ndim - 1))
+    rows_at = tuple(range(inputs.logits.ndim - 1))
     if isinstance(targets, SparseTargets):
         of_rows |= {"targets.classes": targets.classes, "targets.masses": targets.masses}
     elif not isinstance(targets, LinearLogits) and jnp.issubdtype(targets.dtype, jnp.integer):
@@ -251,11 +251,7 @@ def _check_mesh(inputs: ClassInputs, name: str, on_mesh: OnMesh) -> ClassInputs:
     holders = [
         *of_logits,
         *of_targets,
-        *(
-            Holder(name, array, rows_at=tuple(range(inputs.logits.ndim - 1)))
-            for name, array in of_rows.items()
-            if array is not None
-        ),
+        *(Holder(name, array, rows_at=rows_at) for name, array in of_rows.items() if array is not None),
         *(Holder(name, array, classes_at=0) for name, array in of_classes.items() if array is not None),
     ]
     split = find_split(holders, on_mesh.class_axis_name, on_mesh.batch_axis_name)

@@ -20,9 +20,9 @@ class SparseTargets:
 
     .. math:: t = Σ_k m_k · \text{onehot}(c_k)
 
-    `cross_entropy`, `linear_cross_entropy`, `custom_loss`, `summarize` and `imbalance.expected_cost` take them in place of
-    a distribution, with every option, and read K logits of a row: the losses are those of the distribution. A pytree: its arrays may be differentiated, mapped
-    and sharded like any others.
+    `cross_entropy`, `linear_cross_entropy`, `custom_loss`, `summarize` and `imbalance.expected_cost` take them in place
+    of a distribution, with every option, and read K logits of a row: the losses are those of the distribution. A
+    pytree: its arrays may be differentiated, mapped and sharded like any others.
 
     A class that is listed twice has the sum of both masses. Masses need not sum to 1. A class outside [0, C) makes its
     row's loss NaN, and a NumPy class an error at once, unless its mass is 0: then it is padding, and has no gradient. A

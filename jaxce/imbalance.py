@@ -24,7 +24,7 @@ from jaxce._reduction import MeanParts
 from jaxce._rows import Rows
 from jaxce._slice import softmax
 from jaxce._split import enter, over_devices, whole
-from jaxce._targets import Targets
+from jaxce._targets import SparseTargets, Targets
 from jaxce._types import (
     ClassCounts,
     Costs,
