@@ -68,7 +68,7 @@ class Transformer(nnx.Module):
         self.norm = nnx.LayerNorm(FEATURES, rngs=rngs)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        hidden = self.embed(tokens) + self.positions(jnp.arange(LENGTH))
+        hidden = self.embed(tokens) + self.positions(jnp.arange(tokens.shape[-1]))
         for block in self.blocks:
             hidden = block(hidden)
         return self.norm(hidden)
@@ -88,8 +88,8 @@ def linear_loss(network: Transformer, windows: jax.Array) -> jax.Array:
     return jaxce.linear_cross_entropy(hidden, network.kernel, windows[:, 1:], block_bytes=BLOCK_BYTES, recompute=True)
 
 
-def load(vocabulary: int, max_files: int | None) -> tuple[np.ndarray, jax.Array]:
-    """The standard library as one stream of tokens, and windows of its end, which are held out."""
+def read(vocabulary: int, max_files: int | None) -> tuple[ByteLevelBPETokenizer, np.ndarray]:
+    """The standard library as one stream of tokens."""
     library = Path(sysconfig.get_paths()["stdlib"])
     skipped = {"site-packages", "dist-packages", "test", "tests"}
     paths = sorted(path for path in library.rglob("*.py") if skipped.isdisjoint(path.relative_to(library).parts))
@@ -99,8 +99,15 @@ def load(vocabulary: int, max_files: int | None) -> tuple[np.ndarray, jax.Array]
     tokenizer.train_from_iterator(texts, vocab_size=vocabulary, min_frequency=2, show_progress=False)
     assert tokenizer.get_vocab_size() == vocabulary, "too little text for so many tokens"
     stream = np.concatenate([np.asarray(text.ids, np.int32) for text in tokenizer.encode_batch(texts)])
+    print(f"{len(paths[:max_files])} files, {len(stream):,} tokens")
+    return tokenizer, stream
+
+
+def load(vocabulary: int, max_files: int | None) -> tuple[np.ndarray, jax.Array]:
+    """Tokens to train on, and windows of the end of the text, which are held out."""
+    _, stream = read(vocabulary, max_files)
     training, held_out = np.split(stream, [-HELD_OUT * (LENGTH + 1)])
-    print(f"{len(paths[:max_files])} files, {len(training):,} tokens to train on, {len(held_out):,} held out")
+    print(f"{len(training):,} to train on, {len(held_out):,} held out")
     return training, jnp.asarray(held_out.reshape(HELD_OUT, LENGTH + 1))
 
 

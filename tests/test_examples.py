@@ -22,6 +22,7 @@ SAYS = {
     "digits.py --smoke": "held-out accuracy: 0.",
     "language_model.py --smoke": "temporaries",
     "loss_surfaces.py": "loss 8, gradient (4, -4)",
+    "policy.py --smoke": "largest difference between the curves: ",
     "segmentation.py --smoke": "same gradient: True",
 }
 
