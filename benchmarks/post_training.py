@@ -312,9 +312,10 @@ def report(smoke: bool) -> str:
 Value, gradients and what is logged of the recipes, compiled for one device and not run: what the programs hold beside
 arguments and results. The lazy logits go both ways, recomputed in blocks of classes, which is the default of bfloat16,
 and with gradients made in the forward pass in blocks of rows. A CPU has float32 and blocks of {CPU_BLOCK // 2**20} MiB.
-Beside them is the same formula, on held logits that are cast to float32, as one writes it.
+Beside them is the same formula on held logits that are cast to float32, as one writes it.
 
 {table(["device", "recipe", "rows × features × classes", "recomputed", "in the forward pass", "held logits"], rows)}
+
 `custom_loss` with entropy, argmax and three logged numbers, beside the cross entropy of the same lazy logits:
 
 {table(["device", "head", "gradient", "cross_entropy", "custom_loss", "more"], beside)}

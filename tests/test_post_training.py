@@ -2,6 +2,7 @@
 
 import re
 from functools import cache, partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -147,3 +148,12 @@ def test_the_table_is_printed(monkeypatch):
     rows = [line.split(" | ") for line in lines if line.startswith("| CPU")]
     assert [row[1] for row in rows] == list(METHOD)
     assert all(re.fullmatch(r"[\d.]+ (B|kB|MB)", cell.strip(" |")) for row in rows for cell in row[3:])
+
+
+def test_documented_rows_are_results():
+    root = Path(__file__).parent.parent
+    results = (root / "benchmarks" / "results" / "post_training.md").read_text().splitlines()
+    page = (root / "docs" / "post_training.md").read_text().partition("## Memory")[2].partition("\n## ")[0]
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
+    assert len(rows) > 16
+    assert set(rows) <= set(results)
