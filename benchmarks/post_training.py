@@ -23,6 +23,7 @@ from benchmarks.compiled import compile_step, cpu, h100, mesh_of, temporaries, v
 from benchmarks.report import in_bytes, table
 
 RECIPES = Path(__file__).parent.parent / "examples" / "recipes"
+KEPT = 32  # classes of a teacher's top k
 
 
 class Size(NamedTuple):
@@ -119,6 +120,11 @@ def held_scaled(hidden, kernel, tokens, mask):
     return _mean(-jax.lax.stop_gradient(jnp.exp(log_p)) * log_p, mask), {"nll": _mean(-log_p, mask)}
 
 
+def held_top_k(hidden, kernel, classes, log_masses, mask):
+    log_p = jnp.take_along_axis(_log_softmax(hidden, kernel), classes, axis=-1)
+    return _mean(jnp.sum(jnp.exp(log_masses) * (log_masses - log_p), axis=-1), mask), None
+
+
 def held_multi_token(hidden, kernels, tokens):
     losses = []
     for ahead, kernel in enumerate(kernels, 1):
@@ -202,6 +208,12 @@ def _of_pairs(size: Size) -> list[ShapeDtypeStruct]:
     return [*_head(size, *rows), _integers(*rows), _mask(*rows), _floats(size, *rows[:2])]
 
 
+def _of_top_k(size: Size) -> list[ShapeDtypeStruct]:
+    rows = size.batch, size.length
+    kept = min(KEPT, size.classes // 2)
+    return [*_head(size, *rows), _integers(*rows, kept), _floats(size, *rows, kept), _mask(*rows)]
+
+
 def _of_heads(size: Size) -> list[ShapeDtypeStruct]:
     hidden, kernel = _head(size, size.batch, size.length)
     return [hidden, ShapeDtypeStruct((2, *kernel.shape), size.dtype), _integers(size.batch, size.length)]
@@ -224,6 +236,7 @@ METHODS = [
     Method("preference", partial(_of_logits, "preference", "preference_loss"), held_preference, _of_pairs),
     Method("fine-tuning", lazy_fine_tuning, held_fine_tuning, _of_tokens),
     Method("token scaling", partial(_of_logits, "token_scaling", "scaled_loss"), held_scaled, _of_tokens),
+    Method("top-k teacher", partial(_of_logits, "top_k_teacher", "top_k_loss"), held_top_k, _of_top_k),
     Method("multi-token, 2 heads", lazy_multi_token, held_multi_token, _of_heads),
     Method("contrastive", lazy_contrastive, held_contrastive, _of_both, argnums=(0, 1, 2)),
     Method("multiple choice, no gradient", lazy_score, held_score, _of_choices, argnums=()),

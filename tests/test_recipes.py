@@ -58,6 +58,12 @@ def _no_square(devices, loss, on_one, share):
     assert share < 0.3
 
 
+def _top_k_is_most(loss, whole, classes, mass):
+    assert loss == pytest.approx(whole, rel=0.05)
+    assert classes == 64
+    assert 0.9 < mass < 1
+
+
 SAYS = {
     "contrastive": ("{} devices: loss {}, on one {}; temporaries {} of a device's square", _no_square),
     "data_parallel": ("{} devices, {} to {} labels each: loss {}, on one device {}", _devices_agree),
@@ -81,6 +87,7 @@ SAYS = {
         _weights_help,
     ),
     "token_scaling": ("loss {}, nll {}", _inside((0.05, 0.4), (3, 3.5))),
+    "top_k_teacher": ("loss {}, of all classes {}; the top {} have {}", _top_k_is_most),
     "teacher_student": ("held-out accuracy: teacher {}, student alone {}, with the teacher {}", _teacher_helps),
 }
 
