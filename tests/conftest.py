@@ -19,7 +19,7 @@ with install_import_hook(["jaxce._rule", "jaxce._rows"], "beartype.beartype"):
     import jaxce  # noqa: F401
 
 
-LONG_PAGES = {"choosing.md", "imbalance.md", "linear_head.md"}
+LONG_PAGES = {"choosing.md", "imbalance.md", "linear_head.md", "post_training.md"}
 
 
 def pytest_addoption(parser):
