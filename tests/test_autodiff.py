@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import unoptimized
 from jax import export
 from jax.experimental import pallas as pl
 from lazy import linear_distillation
@@ -105,8 +106,8 @@ def test_a_backward_pass_may_be_a_kernel(x64):
     expected = jax.value_and_grad(lambda z: _loss(_forward, z))(logits)
     gradient = jax.value_and_grad(lambda z: _loss(KERNEL, z))
     _assert_close(gradient(logits), expected)
-    _assert_close(jax.jit(gradient)(logits), expected)
-    _assert_close(jax.jit(jax.vmap(gradient))(logits[None]), jax.tree.map(lambda array: array[None], expected))
+    _assert_close(unoptimized.jit(gradient)(logits), expected)
+    _assert_close(unoptimized.jit(jax.vmap(gradient))(logits[None]), jax.tree.map(lambda array: array[None], expected))
     _assert_close(jax.vjp(jax.checkpoint(lambda z: _loss(KERNEL, z)), logits)[1](1.0), expected[1:])
 
 
@@ -126,9 +127,9 @@ def test_every_mode(function, x64):
 
         return loss
 
-    expected = jax.jit(plain_modes(of_vector(_forward)))(x, v)
-    _assert_close(jax.jit(all_modes(of_vector(function)))(x, v), expected)
-    mapped = jax.jit(jax.vmap(all_modes(of_vector(function)), in_axes=(None, 0)))(x, v[None])
+    expected = unoptimized.jit(plain_modes(of_vector(_forward)))(x, v)
+    _assert_close(unoptimized.jit(all_modes(of_vector(function)))(x, v), expected)
+    mapped = unoptimized.jit(jax.vmap(all_modes(of_vector(function)), in_axes=(None, 0)))(x, v[None])
     _assert_close(mapped, jax.tree.map(lambda array: array[None], expected))
 
 
@@ -153,7 +154,7 @@ def test_derivatives_by_some_arguments_under_vmap_of_others_and_cond(x64):
             "hessian": of_vectors(jax.hessian(loss, argnums=(0, 1))),
         }
 
-    _assert_close(jax.jit(lambda: modes(PLAIN))(), jax.jit(lambda: modes(_forward))())
+    _assert_close(unoptimized.jit(lambda: modes(PLAIN))(), unoptimized.jit(lambda: modes(_forward))())
 
 
 def test_what_stands_still_is_left_out(x64):
@@ -174,7 +175,7 @@ def test_float64_of_the_callers_context():
     """Inside of `jit`, while what lowers the program has float32."""
     logits, labels = np.asarray(LOGITS, np.float32), np.asarray(LABELS, np.int32)
 
-    @jax.jit
+    @unoptimized.jit
     def gradient(logits, labels):
         with jax.enable_x64(True):
             return jax.grad(lambda z: jaxce.cross_entropy(z, labels))(logits.astype(jnp.float64))
@@ -278,7 +279,7 @@ def test_the_next_checkpoint_of_jax(name, remat3, x64):
     loss = all_modes(lambda h: _losses(h, kernel, labels)[name](), SECOND_ORDERS)
     results = jax.jit(loss)(hidden, hidden + 1)
     jax.config.update("jax_remat3", False)
-    _assert_close(results, jax.jit(plain_modes(dense, SECOND_ORDERS))(hidden, hidden + 1))
+    _assert_close(results, unoptimized.jit(plain_modes(dense, SECOND_ORDERS))(hidden, hidden + 1))
 
 
 @pytest.mark.parametrize("has_vector", [False, True])

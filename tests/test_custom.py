@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import unoptimized
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from marks import daily
@@ -109,7 +110,7 @@ def _every_mode(loss):
             "mapped": jax.vmap(gradient)(*batch),
         }
 
-    return jax.jit(modes)
+    return unoptimized.jit(modes)
 
 
 @cache
@@ -177,7 +178,7 @@ def test_rows_that_do_not_count_are_not_read(recompute):
             formula, logits, jnp.array([0, 1, 9, -1]), rows=extra, where=mask, entropy=True, reduction="sum"
         )
 
-    value, gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3)))(2.0, hidden, kernel, extra)
+    value, gradients = unoptimized.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3)))(2.0, hidden, kernel, extra)
     expected, wanted = jax.value_and_grad(loss, argnums=(0, 1, 2, 3))(
         2.0, jnp.ones((4, 3)), kernel, jnp.where(mask, 1.0, 0.5)
     )
@@ -253,7 +254,7 @@ def test_over_a_mesh(way, recompute):
 
     specs = P(), P("data"), P(None, "model"), P("data"), P("data")
     arguments = jnp.float32(0.5), hidden, kernel, targets, extra
-    expected = jax.jit(everything)(*arguments)
+    expected = unoptimized.jit(everything)(*arguments)
     with jax.set_mesh(mesh):
         placed = [
             jax.device_put(array, NamedSharding(mesh, spec)) for array, spec in zip(arguments, specs, strict=True)
@@ -262,7 +263,7 @@ def test_over_a_mesh(way, recompute):
         if way == "shard_map":
             out = (P(), {"hits": P(), "z": P()}), (specs[0], specs[1], specs[2], specs[4])
             function = jax.shard_map(function, in_specs=specs, out_specs=out)
-        results = jax.jit(function)(*placed)
+        results = unoptimized.jit(function)(*placed)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-6), jax.device_get(results), expected)
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import plain
 import pytest
+import unoptimized
 from jax.flatten_util import ravel_pytree
 from jax.test_util import check_grads
 from marks import daily, except_for
@@ -297,12 +298,12 @@ def test_every_mode_works_without_jit(name, x64):
     _compare_modes(name, jit=lambda f: f)
 
 
-def _compare_modes(name, vmap=None, *, jit=jax.jit, chosen=None):
+def _compare_modes(name, vmap=None, *, jit=unoptimized.jit, chosen=None):
     x, loss, reference = _flat(CASES[name])
     x = np.stack([x, x * 1.01]) if vmap else np.asarray(x)
     v = RNG.normal(size=x.shape)
     wrap = vmap or (lambda f: f)
-    expected = jax.jit(wrap(plain_modes(reference, chosen)))(x, v)
+    expected = unoptimized.jit(wrap(plain_modes(reference, chosen)))(x, v)
     results = jit(wrap(all_modes(loss, chosen)))(jnp.asarray(x), jnp.asarray(v))
     for mode, result in results.items():
         np.testing.assert_allclose(result, expected[mode], rtol=1e-9, atol=1e-10, err_msg=mode)
@@ -338,7 +339,7 @@ def test_second_derivatives_where_both_models_leave_a_class_out(divergence, x64)
         options = {"temperature": temperature, "mixture": mixture, "divergence": divergence}
         return jaxce.distillation_loss(logits, teacher_logits, **options)
 
-    @jax.jit
+    @unoptimized.jit
     def second(*arguments):
         def slope(*arguments):
             gradients = jax.grad(loss, (0, 1, 2, 3))(*arguments)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
+import unoptimized
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
@@ -52,7 +53,7 @@ def test_a_wrong_label_is_loud_and_no_class(wrong):
     labels = LABELS.copy()
     labels[3, 2] = wrong
 
-    @jax.jit
+    @unoptimized.jit
     def everything(labels):
         counts = imbalance.class_counts(labels, 5)
         return counts, imbalance.class_weights(counts), imbalance.logit_adjustment(counts)
@@ -176,7 +177,7 @@ def test_effective_numbers_of_a_traced_beta():
         return imbalance.class_weights(STUDY, scheme="effective_number", beta=beta)
 
     exact = _formula("effective_number", STUDY, float(np.float32(0.99)))
-    everything = jax.jit(lambda beta: [weights(beta), jax.jacfwd(weights)(beta), jax.jacrev(weights)(beta)])
+    everything = unoptimized.jit(lambda beta: [weights(beta), jax.jacfwd(weights)(beta), jax.jacrev(weights)(beta)])
     np.testing.assert_allclose(everything(np.float32(0.99))[0], exact, rtol=1e-5)
     for array in everything(np.float32(0)):
         assert np.all(np.isfinite(array))
@@ -188,7 +189,7 @@ def test_a_class_that_was_never_counted(scheme):
     weights = np.asarray(imbalance.class_weights(counts, scheme=scheme))
     np.testing.assert_allclose(weights[counts > 0], imbalance.class_weights(STUDY, scheme=scheme), rtol=1e-6)
     np.testing.assert_array_equal(weights[counts == 0], weights[2])
-    slopes = jax.jit(jax.jacrev(lambda n: imbalance.class_weights(n, scheme=scheme)))
+    slopes = unoptimized.jit(jax.jacrev(lambda n: imbalance.class_weights(n, scheme=scheme)))
     for array in (counts.astype(np.float32), np.zeros(6, np.float32)):
         assert np.all(np.isfinite(slopes(array)))
     np.testing.assert_array_equal(imbalance.class_weights(array, scheme=scheme), np.ones(6))
@@ -196,7 +197,7 @@ def test_a_class_that_was_never_counted(scheme):
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_count_that_is_none_is_loud(scheme):
-    @jax.jit
+    @unoptimized.jit
     def both(counts):
         return imbalance.class_weights(counts, scheme=scheme), imbalance.logit_adjustment(counts)
 
@@ -284,7 +285,7 @@ def test_adjustment_takes_the_prior_out_of_a_trained_network():
     labels = np.repeat(np.arange(4), STUDY)
     adjustment = imbalance.logit_adjustment(STUDY)
 
-    @jax.jit
+    @unoptimized.jit
     def train(adjustment):
         def loss(logits):
             return jaxce.cross_entropy(jnp.broadcast_to(logits + adjustment, (len(labels), 4)), labels)

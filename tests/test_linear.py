@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import unoptimized
 from jax.extend.mlir import ir
 from lazy import linear, linear_distillation
 from marks import daily
@@ -126,13 +127,15 @@ def test_both_ways_equal_the_dense_loss(name, x64, request):
     def sum_of(losses):
         return jnp.vdot(cotangent, losses)
 
-    expected = jax.jit(jax.value_and_grad(lambda a: _dense(loss, a, options)))(arguments)
-    of_rows = jax.jit(jax.value_and_grad(lambda a: sum_of(_dense(loss, a, options | {"reduction": "none"}))))(arguments)
+    expected = unoptimized.jit(jax.value_and_grad(lambda a: _dense(loss, a, options)))(arguments)
+    of_rows = unoptimized.jit(jax.value_and_grad(lambda a: sum_of(_dense(loss, a, options | {"reduction": "none"}))))(
+        arguments
+    )
     blocks = (3, V + 1) if name in SEVERAL_SIZES else (3,)
     if name in MIXED and request.config.getoption("--thorough"):
         blocks = (1, 3, V - 1, V, V + 1, 2 * V)
 
-    @jax.jit
+    @unoptimized.jit
     def results(arguments):
         by_blocks = {}
         for size in blocks:
@@ -173,8 +176,8 @@ def test_every_mode_works_and_falls_over_to_recomputing(name, recompute, x64):
         return _linear(loss, a, options | how)
 
     chosen = ("value", "jvp", "fwd over rev", "rev over rev", "scan of checkpoint")
-    results = jax.jit(lambda *a: (all_modes(of_head, chosen)(*a), of_rows(of_head)))
-    expected = jax.jit(lambda *a: (plain_modes(dense, chosen)(*a), of_rows(dense)))
+    results = unoptimized.jit(lambda *a: (all_modes(of_head, chosen)(*a), of_rows(of_head)))
+    expected = unoptimized.jit(lambda *a: (plain_modes(dense, chosen)(*a), of_rows(dense)))
     _assert_close(results(arguments, direction), expected(arguments, direction), 1e-9)
 
 
@@ -206,7 +209,7 @@ def test_lazy_logits_beside_held_ones(lazy, divergence, x64):
         how = {"temperature": 2.0, "recompute": recompute, "block_bytes": 3 * 4 * (N if recompute else V)}
         return loss(jaxce.LinearLogits(hidden, kernel, **how), held, temperature, **options)
 
-    @jax.jit
+    @unoptimized.jit
     def everything(*arguments):
         mean, made_forward = (
             jax.value_and_grad(functools.partial(in_blocks, recompute=recompute), (0, 1, 2, 3))(*arguments)
@@ -227,7 +230,7 @@ def test_reductions_shapes_and_summary_agree_with_the_dense_loss(x64):
     hidden, labels = RNG.normal(size=(2, 3, D)), np.array([[1, 2, 3], [0, 1, -1]])
     summary = {"class_vector": vector, "where": labels != -1}
 
-    @jax.jit
+    @unoptimized.jit
     def everything(hidden, kernel):
         def reduced(loss, *arrays, **how):
             return {
@@ -295,7 +298,7 @@ def test_edges(recompute, x64):
     labels = np.where(np.isin(LABELS, (3, 4, 5)), 0, LABELS)
     how = {"recompute": recompute, "block_bytes": 3 * 4 * (N if recompute else V)}
 
-    @jax.jit
+    @unoptimized.jit
     def everything(hidden, kernel, bias, wrong):
         def of_head(h, k, labels=labels, **options):
             return jaxce.linear_cross_entropy(h, k, labels, **how, **options)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import unoptimized
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from lazy import linear, linear_distillation, listed
@@ -185,7 +186,7 @@ def _by_shard_map(case, mesh, rows, classes, num_classes, arrays):
     specs = [_spec(name, rows, classes) for name in names]
     out_specs = P(), tuple(spec for name, spec in zip(names, specs, strict=True) if _is_moving(name))
     mesh = jax.sharding.Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
-    return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=tuple(specs), out_specs=out_specs))(*arrays)
+    return unoptimized.jit(jax.shard_map(function, mesh=mesh, in_specs=tuple(specs), out_specs=out_specs))(*arrays)
 
 
 def _placed(case, mesh, rows, classes, arrays):
@@ -198,14 +199,14 @@ def _by_names(case, mesh, rows, classes, num_classes, arrays):
     mesh = jax.sharding.Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
     function = _value_and_gradients(case, class_axis_name=classes, batch_axis_name=rows, num_classes=num_classes)
     with jax.set_mesh(mesh):
-        return jax.jit(function)(*_placed(case, mesh, rows, classes, arrays))
+        return unoptimized.jit(function)(*_placed(case, mesh, rows, classes, arrays))
 
 
 def _by_types(case, mesh, rows, classes, num_classes, arrays):
     """On an Explicit mesh, by plain `jit` of whole arrays, without a word."""
     options = {} if num_classes is None else {"num_classes": num_classes}
     placed = _placed(case, mesh, rows, classes, arrays)
-    return jax.jit(_value_and_gradients(case, **options))(*placed)
+    return unoptimized.jit(_value_and_gradients(case, **options))(*placed)
 
 
 WAYS = {"shard_map": _by_shard_map, "names": _by_names, "types": _by_types}
@@ -244,7 +245,7 @@ def _split_and_whole(way, mesh, case, dtype):
 @functools.cache
 def _whole(case, num_classes, dtype):
     options = {} if num_classes is None else {"num_classes": num_classes}
-    return jax.jit(_value_and_gradients(case, **options))(*_arrays(case, dtype))
+    return unoptimized.jit(_value_and_gradients(case, **options))(*_arrays(case, dtype))
 
 
 @pytest.mark.parametrize(("way", "mesh", "case"), list(_combinations(DAILY)))
@@ -261,7 +262,7 @@ def test_split_losses_in_float32(way, mesh, case):
 
 def _on_mesh(function, specs, out_specs, shape=(2, 4)):
     mesh = jax.make_mesh(shape, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
-    return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out_specs))
+    return unoptimized.jit(jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out_specs))
 
 
 @pytest.mark.parametrize(
@@ -282,7 +283,7 @@ def test_every_mode_works_inside_shard_map(case, x64):
 
         return differentiate(value, chosen)([arrays[i] for i in moving], direction)
 
-    expected = jax.jit(functools.partial(modes, plain_modes))(arrays, direction)
+    expected = unoptimized.jit(functools.partial(modes, plain_modes))(arrays, direction)
     specs = [_spec(name, "data", "model") for name in names]
     moving_specs = [specs[i] for i in moving]
     split = functools.partial(modes, all_modes, class_axis_name="model", batch_axis_name="data")
@@ -319,7 +320,7 @@ def _hostile():
 
     split = functools.partial(all_of_it, class_axis_name="model")
     specs, slices = (P(None, "model"), P()), P(None, "model")
-    return jax.jit(all_of_it), _on_mesh(split, specs, (P(), P(), P(), slices, slices), (2, 4))
+    return unoptimized.jit(all_of_it), _on_mesh(split, specs, (P(), P(), P(), slices, slices), (2, 4))
 
 
 @pytest.mark.parametrize("name", ROW_OF)
@@ -346,7 +347,7 @@ def test_wrong_and_ignored_labels_and_padding():
 
     split = functools.partial(losses, class_axis_name="model")
     result = _on_mesh(split, (P("data", "model"), P("data")), (P("data"), P("data", "model")))(logits, labels)
-    expected = jax.jit(losses)(logits, labels)
+    expected = unoptimized.jit(losses)(logits, labels)
     for ours, theirs in zip(result, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=2e-6, atol=1e-7)
     assert np.isnan(result[0]).tolist() == [False, False, True, True, False, False, True, False]
@@ -415,7 +416,7 @@ def _accumulated(steps, devices):
     def accumulate(kernel, *rows):
         return split(kernel, *(array.reshape(steps, BATCH // steps, *array.shape[1:]) for array in rows))
 
-    return jax.jit(accumulate)
+    return unoptimized.jit(accumulate)
 
 
 @functools.cache
@@ -423,7 +424,7 @@ def _at_once():
     def loss(kernel, hidden, labels, weights, where):
         return jaxce.linear_cross_entropy(hidden, kernel, labels, weights=weights, where=where)
 
-    return jax.jit(jax.value_and_grad(loss))
+    return unoptimized.jit(jax.value_and_grad(loss))
 
 
 @pytest.mark.parametrize(("steps", "devices"), daily(LAYOUTS, [(2, 4), (8, 1)]))
@@ -463,14 +464,14 @@ def test_an_own_loss_of_split_rows_and_classes(x64):
 
     names = ["logits", "labels", "weights", "where"]
     arrays = [jnp.asarray(ARRAYS[name]) for name in names]
-    expected = jax.jit(jax.value_and_grad(loss))(*arrays)
+    expected = unoptimized.jit(jax.value_and_grad(loss))(*arrays)
     split = functools.partial(loss, class_axis_name="model", batch_axis_name="data")
     specs = tuple(_spec(name, "data", "model") for name in names)
     result = _on_mesh(jax.value_and_grad(split), specs, (P(), specs[0]))(*arrays)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), result, expected)
     mesh = jax.make_mesh((2, 4), ("data", "model"))
     placed = [jax.device_put(array, NamedSharding(mesh, spec)) for array, spec in zip(arrays, specs, strict=True)]
-    result = jax.jit(jax.value_and_grad(loss))(*placed)
+    result = unoptimized.jit(jax.value_and_grad(loss))(*placed)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), result, expected)
 
 
@@ -499,7 +500,7 @@ def test_arrays_split_in_any_way_on_an_explicit_mesh(case, seed, x64):
     expected = _whole(case, None, None)
     with jax.set_mesh(mesh):
         placed = [jax.device_put(array, NamedSharding(mesh, spec)) for array, spec in zip(arrays, specs, strict=True)]
-        value, gradients = jax.jit(_value_and_gradients(case))(*placed)
+        value, gradients = unoptimized.jit(_value_and_gradients(case))(*placed)
         eager = _value(case, placed)
     np.testing.assert_allclose(eager, expected[0], rtol=1e-12)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), (value, gradients), expected)
@@ -530,7 +531,7 @@ def test_parts_of_devices_add_up_by_their_psum(recompute, x64):
     split = functools.partial(loss, reduce=lambda parts: parts.psum("data").mean())
     specs = P("data"), P(), P("data"), P("data")
     result = _on_mesh(jax.value_and_grad(split, (0, 1)), specs, (P(), specs[:2]))(*arrays)
-    expected = jax.jit(jax.value_and_grad(loss, (0, 1)))(*arrays)
+    expected = unoptimized.jit(jax.value_and_grad(loss, (0, 1)))(*arrays)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), result, expected)
 
 
@@ -556,7 +557,7 @@ def test_rows_that_were_gathered_are_cast_to_be_the_same(x64):
 
     rows, classes = P(("data", "model")), P(None, "model")
     result = _on_mesh(on_device, (rows, classes, rows, rows), (P(), (rows, classes, rows)))(*arrays)
-    expected = jax.jit(jax.value_and_grad(loss, (0, 1, 3)))(*arrays)
+    expected = unoptimized.jit(jax.value_and_grad(loss, (0, 1, 3)))(*arrays)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), result, expected)
 
 
@@ -572,7 +573,9 @@ def test_vmap_over_an_axis_that_is_split(case, x64):
     def per_row(*arrays):
         return jax.vmap(jax.value_and_grad(CASES[case][0]), in_axes=in_axes)(*arrays)
 
-    expected = jax.jit(per_row)(*arrays)
+    expected = unoptimized.jit(per_row)(*arrays)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), jax.jit(per_row)(*placed), expected
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12),
+        unoptimized.jit(per_row)(*placed),
+        expected,
     )

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+import unoptimized
 from marks import daily
 
 import jaxce
@@ -50,7 +51,7 @@ def _everything(block, **options):
 
         return losses(logits, masses), pushed(logits, masses), gradient(losses), gradient(pushed)
 
-    return jax.jit(all_of_it)
+    return unoptimized.jit(all_of_it)
 
 
 BLOCKS = [None, 2]

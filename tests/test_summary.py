@@ -9,6 +9,7 @@ import numpy as np
 import oracle
 import plain
 import pytest
+import unoptimized
 
 import jaxce
 from jaxce._formula import reduce_formula
@@ -67,7 +68,7 @@ def test_both_ways_of_lazy_logits_have_the_plain_entropy(targets, x64, request):
         (size, recompute) for size in (1, 3, V - 1, V, V + 1) for recompute in (True, False)
     ]  # fmt: skip
 
-    @jax.jit
+    @unoptimized.jit
     def everything(arrays, direction):
         losses = [functools.partial(_lazy, size=size, recompute=recompute) for size, recompute in sizes]
         return [_modes(lambda a, f=f: f(a, jnp.asarray(targets)), arrays, direction) for f in (*losses, _dense)]

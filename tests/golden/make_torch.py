@@ -174,9 +174,9 @@ def _positions():
             options = {"label_smoothing": 0.1 * weight, "ignore_index": ignore_index}
             arrays = {"input": f"hidden_{key}", "target": f"{target}_{key}"} | head | _weight(weight)
             by = tuple(arrays) if target == "probs" else ("input", *head)
-            yield from _reduced("positions", "linear_cross_entropy", key, arrays, by, options)
+            yield from _reduced(f"positions-{key}", "linear_cross_entropy", key, arrays, by, options)
     arrays = {"input": "hidden_NC1", "target": "all_masked_NC1", "linear_weight": "linear_weight_NC1"}
-    yield from _reduced("positions", "linear_cross_entropy", "NC1", arrays, ("input", "linear_weight"), {})
+    yield from _reduced("positions-NC1", "linear_cross_entropy", "NC1", arrays, ("input", "linear_weight"), {})
 
 
 def _elementwise():
