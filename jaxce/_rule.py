@@ -314,7 +314,8 @@ def _with_listed(
     d_logits = d_logits.astype(row.logits.dtype)
     nowhere = row.logits.shape[0] + jnp.arange(classes.shape[0], dtype=classes.dtype)
     d_logits = put_at(d_logits, jnp.where(here, classes, nowhere), d_listed.astype(d_logits.dtype))
-    d_masses = jnp.where(here, slopes.by.nll * slopes.by_mass(masses, lead, jnp.isposinf(lead)), 0)
+    is_left_out = jnp.isposinf(lead) & jnp.isfinite(slopes.numbers.maximum)
+    d_masses = jnp.where(here, slopes.by.nll * slopes.by_mass(masses, lead, is_left_out), 0)
     return d_logits, d_masses.astype(mass_dtype)
 
 

@@ -19,7 +19,8 @@ with install_import_hook(["jaxce._rule", "jaxce._rows"], "beartype.beartype"):
     import jaxce  # noqa: F401
 
 
-LONG_PAGES = {"choosing.md", "imbalance.md", "linear_head.md", "post_training.md"}
+LONG_PAGES = {f"{name}.md" for name in ("choosing", "imbalance", "linear_head", "mathematics", "numerics")}
+LONG_PAGES |= {"post_training.md", "scaling.md"}
 
 
 def pytest_addoption(parser):

@@ -251,21 +251,28 @@ def listed(formula, z, classes, masses, class_weights=None, **settings):
     losses = over_classes(formula, z, None, distributions, class_weights, lost, **settings)
     by_own = dict(losses.by_own)
     of_classes, place = by_own.pop("distributions"), (np.arange(len(z))[:, None], np.where(is_class, classes, 0))
-    by_own["masses"] = where(is_class | is_wrong[:, None], of_classes[place])
-    return losses._replace(by_own=by_own)
+    of_masses = of_classes[place]
+    of_masses = Near(np.where(is_wrong[:, None], np.nan, of_masses.value), of_masses.error)
+    by_own["masses"] = where(is_class | (masses != 0), of_masses)  # of padding there is no derivative
+    # A weight that no listed class has is not read, unless it is in the spread.
+    by_weights = losses.by_shared["class_weights"]
+    is_read = one_hot.any(1) | is_wrong[:, None] | ("label_smoothing" in settings)
+    return losses._replace(by_own=by_own, by_shared=losses.by_shared | {"class_weights": where(is_read, by_weights)})
 
 
-def entropy(z, distributions):
-    """Of the softmax; of the targets it knows nothing. Its slope is p (depth − mean depth), a difference."""
+def entropy(z, labels):
+    """Of the softmax; of the labels it knows nothing. Its slope is p (depth − mean depth), a difference."""
     s = summarize(z)
     terms, _ = _times(s.p.value, s)
     value = terms.sum(-1)
     value = Near(value.value, value.error + (s.p.error * np.where(s.p.value == 0, 0.0, s.distance.value)).sum(-1))
     depth = np.where(s.p.value == 0, 0.0, z.max(-1, keepdims=True) - z)
-    mean_depth = (s.p.value * depth).sum(-1, keepdims=True)
     relative = 2 * RELATIVE + PER_NAT * depth
-    slope = Near(s.p.value * (depth - mean_depth), s.p.value * (depth + mean_depth) * relative)
-    return Losses(value, {"logits": slope, "distributions": near(np.zeros(z.shape))}, {})
+    of_classes = s.p.value * depth
+    mean_depth = Near(of_classes, of_classes * relative).sum(-1)  # as exact as what it consists of
+    distance, error = depth - mean_depth.value[:, None], depth * relative + mean_depth.error[:, None]
+    slope = Near(s.p.value * distance, s.p.value * (error + abs(distance) * relative))
+    return Losses(value, {"logits": slope}, {})
 
 
 def by_temperatures(d_logits, z, temperatures):

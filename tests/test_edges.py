@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
+import unoptimized
 from marks import daily, except_for
 from oracle import relative_error
 
@@ -65,7 +66,7 @@ def _derivatives(f):
 
         return f(*arguments), jax.grad(f, positions)(*arguments), pushed(*arguments), jax.grad(pushed)(*arguments)
 
-    return jax.jit(everything)
+    return unoptimized.jit(everything)
 
 
 def _with(array, index, value):
@@ -147,7 +148,7 @@ def test_masked_rows_of_a_summary_leak_nothing():
 def test_ignore_index_is_where(ignore_index):
     labels = _with(LABELS, 2, ignore_index)
 
-    @jax.jit
+    @unoptimized.jit
     def both(labels):
         arguments = LOGITS, labels, CLASS_WEIGHTS, WEIGHTS
         losses = list(BY_LABEL.values())[:4]
@@ -175,7 +176,7 @@ def test_mean_of_nothing_is_zero_with_zero_gradient(name):
     targets = LABELS if name in BY_LABEL else DISTRIBUTION
     middle = (CLASS_WEIGHTS,) if name in BY_LABEL else ()
 
-    @jax.jit
+    @unoptimized.jit
     def everything(*arrays):
         def mean(z, weights, targets, where):
             return loss(z, targets, *middle, weights, where=where)
@@ -207,7 +208,7 @@ def test_weight_zero_multiplies():
 
 @pytest.mark.parametrize("name", BY_LABEL)
 def test_wrong_label_is_loud_in_its_row_alone(name):
-    @jax.jit
+    @unoptimized.jit
     def everything(z, labels):
         def losses(z):
             return BY_LABEL[name](z, labels, CLASS_WEIGHTS, WEIGHTS, reduction="none")
@@ -408,7 +409,7 @@ def test_target_or_smoothing_on_minus_infinity():
     ]
     weights = jnp.array([0.0, 1.0, 1.0])
 
-    @jax.jit
+    @unoptimized.jit
     def everything(z):
         no_weight = jaxce.cross_entropy(z, jnp.array([1]), label_smoothing=0.1, class_weights=weights)
         return [jax.value_and_grad(loss)(z) for loss in losses], no_weight
@@ -535,7 +536,7 @@ def test_a_softcap_that_changes_nothing_changes_nothing(dtype):
     hidden = jnp.asarray(LOGITS, dtype).at[0, 0].set(1e-30)
     kernel = jnp.eye(C, dtype=dtype)
 
-    @jax.jit
+    @unoptimized.jit
     def everything(softcap):
         def loss(hidden, softcap):
             return jaxce.linear_cross_entropy(hidden, kernel, LABELS, softcap=softcap)

@@ -571,14 +571,14 @@ CASES = {
     "focal loss of listed classes": (
         lambda: jaxce.focal_loss(LOGITS, LISTED),
         TypeError,
-        "`targets` must be an array here; got SparseTargets. `cross_entropy`, `linear_cross_entropy` and `summarize` take "
-        "them as targets.",
+        "`targets` must be an array here; got SparseTargets. `cross_entropy`, `linear_cross_entropy`, `custom_loss`, "
+        "`summarize` and `imbalance.expected_cost` take them as targets.",
     ),
     "a teacher of listed classes": (
         lambda: jaxce.distillation_loss(LOGITS, LISTED),
         TypeError,
-        "`teacher_logits` must be an array here; got SparseTargets. `cross_entropy`, `linear_cross_entropy` and `summarize` "
-        "take them as targets.",
+        "`teacher_logits` must be an array here; got SparseTargets. `cross_entropy`, `linear_cross_entropy`, `custom_loss`, "
+        "`summarize` and `imbalance.expected_cost` take them as targets.",
     ),
     "listed classes that may differ where classes are split": (
         _on_mesh(

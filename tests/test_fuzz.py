@@ -64,10 +64,8 @@ class Loss(NamedTuple):
         return "hidden" in self.names
 
 
-def _entropy(logits, distributions, *, weights=None, where=None, reduction="mean", **options):
-    entropies = jaxce.summarize(logits, distributions, where=where, entropy=True, **options).entropy
-    rows = options.get("batch_axis_name")
-    return jaxce.reduce_losses(entropies, weights, where=where, reduction=reduction, batch_axis_name=rows)
+def _entropy(logits, labels, **options):
+    return jaxce.custom_loss(lambda summary: summary.entropy, logits, labels, entropy=True, **options)
 
 
 CROSS_ENTROPY, FOCAL, POLY = (
@@ -82,7 +80,7 @@ ON_MESH = {
     "labels": Loss(jaxce.cross_entropy, CROSS_ENTROPY, ("logits", "labels"), SMOOTHED),
     "distributions": Loss(jaxce.cross_entropy, CROSS_ENTROPY, ("logits", "distributions"), SMOOTHED),
     "listed": Loss(listed(jaxce.cross_entropy), OF_LISTED, ("logits", "classes", "masses"), SMOOTHED),
-    "entropy": Loss(_entropy, reference.entropy, ("logits", "distributions"), ELEMENTS),
+    "entropy": Loss(_entropy, reference.entropy, ("logits", "labels"), ELEMENTS),
     "focal": Loss(jaxce.focal_loss, FOCAL, ("logits", "labels", "gamma"), OPTIONS),
     "poly": Loss(jaxce.poly_loss, POLY, ("logits", "labels", "epsilon"), OPTIONS),
     "distillation": Loss(
@@ -97,6 +95,9 @@ ON_MESH = {
         OF_LISTED,
         (*HEAD, "classes", "masses"),
         (*SMOOTHED, "bias", "temperatures"),
+    ),
+    "linear, entropy": Loss(
+        linear(_entropy), reference.entropy, (*HEAD, "labels"), (*ELEMENTS, "bias", "temperatures")
     ),
     "linear focal": Loss(
         linear(jaxce.focal_loss), FOCAL, (*HEAD, "labels", "gamma"), (*OPTIONS, "bias", "temperatures")

@@ -247,3 +247,48 @@ def test_no_array_over_rows_and_classes_is_made_of_listed_ones():
     for function in (loss, jax.value_and_grad(loss, (0, 2))):
         compiled = jax.jit(function).lower(logits, *listed).compile()
         assert compiled.memory_analysis().temp_size_in_bytes <= 0.05 * 2048 * 8192 * 4
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_a_mass_on_an_infinite_logit_is_as_in_the_distribution(block):
+    """Of a class that the softmax leaves out, and in a row that is infinite itself."""
+    logits = np.float32([[-np.inf, 0.0, 1.0], [np.inf, 0.0, 1.0], [0.0, 1.0, 2.0]])
+    classes, masses = np.int32([[0, 1]] * 3), np.float32([[0.0, 1.0]] * 3)
+
+    def losses(logits, targets):
+        return jaxce.cross_entropy(_logits(logits, block), targets, reduction="none")
+
+    by_masses = jax.grad(lambda m: jnp.sum(losses(logits, jaxce.SparseTargets(classes, m))))(masses)
+    by_distribution = jax.grad(lambda q: jnp.sum(losses(logits, q)))(_distribution(classes, masses, 3))
+    np.testing.assert_allclose(by_masses, by_distribution[:, :2], rtol=1e-6)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_losses_beside_cross_entropy_take_listed_classes(reduction, rng):
+    """A loss of one's own, and the expected cost of a mistake."""
+    costs = rng.uniform(0, 1, (C, C)).astype(np.float32)
+    weights = rng.uniform(1, 2, N).astype(np.float32)
+    how = {"weights": weights, "where": WHERE, "reduction": reduction}
+
+    def own(summary):
+        return summary.nll**2 + summary.entropy
+
+    losses = [
+        lambda z, targets: jaxce.imbalance.expected_cost(z, targets, costs, **how),
+        lambda z, targets: jaxce.custom_loss(own, z, targets, entropy=True, **how),
+        lambda z, targets: jaxce.custom_loss(own, _logits(z, 2), targets, entropy=True, **how),
+    ]
+
+    @unoptimized.jit
+    def both(logits, masses):
+        def of(loss, targets_of):
+            def total(logits, masses):
+                losses = loss(logits, targets_of(CLASSES, masses))
+                return jnp.sum(losses), losses
+
+            return jax.grad(total, (0, 1), has_aux=True)(logits, masses)
+
+        return [[of(loss, targets_of) for targets_of in (jaxce.SparseTargets, _distribution)] for loss in losses]
+
+    for listed, expected in both(LOGITS, MASSES):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), listed, expected)
