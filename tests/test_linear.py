@@ -182,10 +182,9 @@ def test_every_mode_works_and_falls_over_to_recomputing(name, recompute, x64):
 
 
 BESIDE = [(lazy, name) for lazy in ("student", "held_student") for name in ("forward", "reverse", "jensen_shannon")]
-BESIDE_DAILY = [("held_student", "jensen_shannon")]
 
 
-@pytest.mark.parametrize(("lazy", "divergence"), daily(BESIDE, BESIDE_DAILY))
+@pytest.mark.parametrize(("lazy", "divergence"), daily(BESIDE, []))
 def test_lazy_logits_beside_held_ones(lazy, divergence, x64):
     """A row that does not count holds garbage on both sides; padding does too where it is held."""
     held = jnp.asarray(RNG.normal(size=(N, V))).at[2].set(jnp.nan).at[:, -1].set(jnp.inf)

@@ -192,6 +192,7 @@ for loss in (jaxce.cross_entropy, with_options):
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is of Linux")
 def test_memory_of_a_real_run():
     """The gradient is one logits' worth. What XLA:CPU allocates inside a loop is in no report of the compiler."""

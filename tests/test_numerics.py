@@ -362,7 +362,7 @@ def _agreeing(temperature, rng):
     return (teacher + noise + offsets[:, None]).astype(np.float32), teacher
 
 
-@pytest.mark.parametrize("way", ["dense", "head, blocks of 5"])
+@pytest.mark.parametrize("way", daily(["dense", "head, blocks of 5"], ["dense"]))
 def test_distillation_at_either_end_of_the_temperatures(way, rng):
     """T² KL becomes half of the variance of the logits' differences; of a cold T, the price of another first class."""
     student, teacher = rng.normal(size=(2, 80, 24)).astype(np.float32)
@@ -514,6 +514,7 @@ def test_jensen_shannon_far_from_agreement(way, rng):
         assert not np.asarray(result)[:, np.isinf(bias)].any()
 
 
+@pytest.mark.thorough
 def test_reverse_is_forward_with_the_roles_swapped(rng):
     """To the last bit, and in the blocks that the student wants."""
     arrays = [rng.normal(size=shape).astype(np.float32) for shape in ((80, 3), (3, 24), (80, 24))]

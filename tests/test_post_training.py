@@ -49,7 +49,7 @@ def _expected(name):
 
 
 CASES = [(name, recompute) for name in METHOD for recompute in (True, False)]
-DAILY = [("policy gradient", False), ("preference", True)]
+DAILY = [("preference", True)]
 
 
 @pytest.mark.parametrize(("name", "recompute"), daily(CASES, DAILY))

@@ -92,7 +92,7 @@ SAYS = {
 }
 
 
-@pytest.mark.parametrize("name", daily(SAYS, ["gradient_accumulation"]))
+@pytest.mark.parametrize("name", daily(SAYS, []))
 def test_recipe(name, capsys):
     path = ROOT / "examples" / "recipes" / f"{name}.py"
     for package in re.findall(r"^(?:import|from) (equinox|flax|optax|sklearn)", path.read_text(), re.MULTILINE):
