@@ -380,8 +380,7 @@ def test_distillation_at_either_end_of_the_temperatures(way, rng):
 
 
 NEAR = [(kind, way, temperature) for kind in DIVERGENCES for way in DISTILLATION for temperature in (1.0, 2.0, 3.0)]
-NEAR_DAILY = [("forward", way, 2.0) for way in DISTILLATION]
-NEAR_DAILY += [("jensen_shannon", way, 2.0) for way in ("dense", "head, blocks of 5")]
+NEAR_DAILY = [("forward", "dense", 2.0), ("jensen_shannon", "head, blocks of 5", 2.0)]
 
 
 @pytest.mark.parametrize(("kind", "way", "temperature"), daily(NEAR, NEAR_DAILY))
@@ -450,7 +449,7 @@ def test_distillation_is_never_negative(kind, dtype, rng):
 
 
 AGREEING = [(kind, offset) for kind in DIVERGENCES for offset in (0.0, 1e3, -1e4)]
-AGREEING_DAILY = [*AGREEING[:3], ("jensen_shannon", -1e4)]
+AGREEING_DAILY = [("forward", 1e3), ("jensen_shannon", -1e4)]
 
 
 @pytest.mark.parametrize(("kind", "offset"), daily(AGREEING, AGREEING_DAILY))
