@@ -270,6 +270,7 @@ LONG = (
     "cross_entropy of distributions at ties",
     "binary_focal_loss of hard targets",
     "expected_cost of distributions",
+    "binary_focal_loss",
 )
 
 

@@ -133,7 +133,7 @@ HOSTILE = {
 def _of_hostile(block):
     """Of one row; of a head it is the bias, so that no product is NaN."""
 
-    @jax.jit
+    @unoptimized.jit
     def everything(row, target, where):
         def entropy(row):
             logits = row[None]
