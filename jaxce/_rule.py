@@ -116,11 +116,13 @@ class Numbers(NamedTuple):
 def numbers_of(part: Slice, *, has_label: bool, masses: Float[Array, "*listed"] | None = None) -> Numbers:
     """What the sums say of a row, once they are over all of its classes. `masses` are those of listed classes."""
     log_sum = jnp.log1p(part.sum_less_1)
-    nll = part.target.distance(log_sum)
+    target = part.target
+    if masses is not None:
+        masses = masses.astype(log_sum.dtype)
+        target = Moment(jnp.sum(times(masses, target.excess), axis=-1), jnp.sum(masses * target.mass, axis=-1))
+    nll = target.distance(log_sum)
     if has_label:
         nll = jnp.maximum(nll, 0)  # which rounding may miss
-    if masses is not None:
-        nll = jnp.sum(times(masses.astype(nll.dtype), nll), axis=-1)
     has_leads = has_label or masses is not None
     lead, mass = (part.target.excess, None) if has_leads else (None, part.target.mass)
     spread, vector_mass = (None, None) if part.vector is None else (part.vector.distance(log_sum), part.vector.mass)

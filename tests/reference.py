@@ -354,6 +354,9 @@ def expected_cost(z, costs, labels=None, distributions=None):
     target = distributions if labels is None else _one_hot(labels, z.shape[-1], None)[0]
     of_row = target @ costs
     loss = (s.p * of_row).sum(-1)
+    # Costs are measured from that of the most probable class, and rounded at its size.
+    is_top = s.p.value == s.p.value.max(-1, keepdims=True)
+    loss += Near(0.0, RELATIVE * np.where(is_top, abs(of_row), 0.0).max(-1))
     d_logits = s.p * (near(of_row, RELATIVE) - loss[:, None])
     d_costs = Near(s.p.value[:, None, :], s.p.error[:, None, :]) * target[:, :, None]
     if labels is None:

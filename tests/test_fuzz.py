@@ -287,7 +287,8 @@ def _draw_arrays(config, rows, seed):
     if "temperatures" in given:
         arrays["temperatures"] = draw.choice([0.5, 1.0, 2.0], count)
         of_heads["logits"] = of_heads["logits"] / arrays["temperatures"][:, None]
-        arrays["temperatures"] = np.where(states == "masked", np.nan, arrays["temperatures"])
+        if config.rows:  # of one row without an axis it is a setting, which is read
+            arrays["temperatures"] = np.where(states == "masked", np.nan, arrays["temperatures"])
     if "teacher_logits" in arrays and config.follower is not None:
         logits, others = (arrays[f"{prefix}logits"] for prefix in (config.follower, config.leader))
         arrays[f"{config.follower}logits"] = np.where(~np.isneginf(others) & np.isneginf(logits), 0.0, logits)
