@@ -34,26 +34,28 @@ MUTANTS = [
         "e / (1 + sum_less_1) - 1",
         "tests/test_numerics.py",
     ),
-    Mutant("the gradient by U is dropped", "_rule", " + d_vector_mass", "", "tests/test_derivatives.py -k options"),
+    Mutant(
+        "the gradient by U is dropped", "_rule", " + cotangents.vector_mass", "", "tests/test_derivatives.py -k options"
+    ),
     Mutant(
         "spread without its target",
         "_rule",
-        "d_logits += d_spread * by_logits(row.class_vector, vector_mass, e)",
-        "d_logits += d_spread * vector_mass * p",
+        "d_logits += slopes.of_spread(row.class_vector, e)",
+        "d_logits += cotangents.spread * slopes.numbers.vector_mass * slopes.softmax(e)",
         "tests/test_derivatives.py -k options",
     ),
     Mutant(
         "log_z with the derivative of the sum",
         "_rule",
-        "d_log_sum = d_sum * (1 + sum_less_1)",
-        "d_log_sum = d_sum",
+        "return self.by.sum_less_1 * (1 + self.numbers.sum_less_1)",
+        "return self.by.sum_less_1",
         "tests/test_derivatives.py -k options",
     ),
     Mutant(
         "spread is not taken back at the label",
         "_rule",
-        "(by_logits(u, vector_mass, e) + u)",
-        "by_logits(u, vector_mass, e)",
+        "slopes.of_spread(u, e) + slopes.by.spread * u",
+        "slopes.of_spread(u, e)",
         "tests/test_derivatives.py -k options",
     ),
     Mutant(
@@ -115,15 +117,15 @@ MUTANTS = [
     Mutant(
         "an entropy without its mean in the gradient",
         "_rule",
-        "(jnp.minimum(depth, _DEEP) - mean_depth) - d_mean_depth",
-        "jnp.minimum(depth, _DEEP) - d_mean_depth",
+        "(jnp.minimum(depth, _DEEP) - self.numbers.mean_depth) - self.by.mean_depth",
+        "jnp.minimum(depth, _DEEP) - self.by.mean_depth",
         "tests/test_summary.py -k confident",
     ),
     Mutant(
         "a mean depth without a derivative",
         "_rule",
-        "(d_entropy + d_mean_depth) * (jnp.minimum(depth, _DEEP) - mean_depth) - d_mean_depth",
-        "d_entropy * (jnp.minimum(depth, _DEEP) - mean_depth)",
+        "of_both * (jnp.minimum(depth, _DEEP) - self.numbers.mean_depth) - self.by.mean_depth",
+        "self.by.entropy * (jnp.minimum(depth, _DEEP) - self.numbers.mean_depth)",
         "tests/test_derivatives.py -k entropy",
     ),
     Mutant(
@@ -136,8 +138,8 @@ MUTANTS = [
     Mutant(
         "the entropy's gradient at the label is dropped",
         "_rule",
-        "            d_on_label += by_softmax(lead, e)\n",
-        "            pass\n",
+        "        d_on_label += slopes.of_entropy(lead, e)\n",
+        "        pass\n",
         "tests/test_derivatives.py -k entropy",
     ),
     Mutant(
@@ -199,7 +201,7 @@ MUTANTS = [
     Mutant(
         "temperatures that are whole on every device",
         "_inputs",
-        "whole if _shared_temperature(logits) else rows",
+        "whole if row_temperatures(logits) is None else rows",
         "whole",
         "tests/test_mesh.py -k 'types and linear'",
     ),
@@ -241,8 +243,8 @@ MUTANTS = [
     Mutant(
         "masses have the gradient of every block",
         "_rule",
-        "jnp.where(here, slopes.by.nll * slopes.by_mass(masses, lead, jnp.isposinf(lead)), 0)",
-        "slopes.by.nll * slopes.by_mass(masses, lead, jnp.isposinf(lead))",
+        "jnp.where(here, slopes.by.nll * slopes.by_mass(masses, lead, is_left_out), 0)",
+        "slopes.by.nll * slopes.by_mass(masses, lead, is_left_out)",
         "tests/test_linear.py -k listed",
     ),
     Mutant(
@@ -355,8 +357,8 @@ MUTANTS = [
     Mutant(
         "class axis swapped, not moved",
         "_rows",
-        "logits = jnp.moveaxis(logits, inputs.axis, -1)",
-        "logits = jnp.swapaxes(logits, inputs.axis, -1)",
+        "logits = jnp.moveaxis(_widened(jnp.asarray(logits)), inputs.axis, -1)",
+        "logits = jnp.swapaxes(_widened(jnp.asarray(logits)), inputs.axis, -1)",
         "tests/test_edges.py tests/test_torch.py",
     ),
     Mutant(

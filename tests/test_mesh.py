@@ -474,12 +474,13 @@ def test_an_own_loss_of_split_rows_and_classes(x64):
 
 
 def _any_spec(rng, shape):
-    """One of the ways to split an array over the axes of the mesh, whatever its axes mean."""
-    split = [()] * len(shape)
+    """One of the ways to split an array over the axes of the mesh, whatever its axes mean; what is left must divide."""
+    split, left = [()] * len(shape), list(shape)
     for name in rng.permutation(["data", "model"]):
-        axis = rng.integers(-1, len(shape))
-        if axis >= 0:
+        axis, devices = rng.integers(-1, len(shape)), {"data": 2, "model": 4}[name]
+        if axis >= 0 and left[axis] % devices == 0:
             split[axis] += (str(name),)
+            left[axis] //= devices
     return P(*split)
 
 
