@@ -7,4 +7,8 @@ from functools import partial
 
 import jax
 
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False})
+OPTIONS = {"xla_backend_optimization_level": 0}
+if jax.__version_info__ < (0, 12):  # later ones have no other emitters
+    OPTIONS |= {"xla_cpu_use_fusion_emitters": False}
+
+jit = partial(jax.jit, compiler_options=OPTIONS)
