@@ -266,6 +266,7 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.thorough
 def test_importing_checkify_changes_nothing(request):
     """A loss has no effects and is dispatched by no Python, may be exported, and mapped over nothing."""
     chosen = CALLS if request.config.getoption("--thorough") else CHOSEN

@@ -345,7 +345,7 @@ def test_numpy_integers_beyond_32_bits_do_not_wrap():
 INTEGERS = ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"]
 
 
-@pytest.mark.parametrize("dtype", daily(INTEGERS, ["int8", "uint8", "int32", "uint64"]))
+@pytest.mark.parametrize("dtype", daily(INTEGERS, ["int8", "uint64"]))
 def test_any_integer_dtype_with_more_classes_than_it_holds(dtype, x64):
     logits, labels = np.random.default_rng(0).normal(size=(3, 300)), np.array([0, 100, 127])
     expected = _of_300_classes()(np.float32(logits), labels)

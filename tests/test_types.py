@@ -9,6 +9,7 @@ from typing import Any, Literal, TypedDict, assert_type
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
@@ -35,6 +36,7 @@ def close(actual: jax.Array, expected: object) -> None:
     np.testing.assert_allclose(actual, np.asarray(expected), 1e-6)
 
 
+@pytest.mark.thorough
 def test_every_loss_is_an_array_or_parts() -> None:
     arrays = [
         assert_type(jaxce.cross_entropy(LOGITS, LABELS), jax.Array),
@@ -167,6 +169,7 @@ def test_partial_and_transformations() -> None:
     close(jaxce.MeanParts(by_total, aux.weight).mean(), gradient)
 
 
+@pytest.mark.thorough
 def test_integers_and_numbers_of_numpy() -> None:
     logits, labels = np.asarray(LOGITS), np.asarray(LABELS)
     two, five = np.int64(2), np.int32(5)
