@@ -227,7 +227,8 @@ def as_array(name: str, value: object) -> HeldArray:
     if isinstance(value, LinearLogits):
         raise TypeError(
             f"`{name}` must be an array here; got LinearLogits, which nobody holds. `cross_entropy`, `focal_loss`, "
-            "`poly_loss`, `distillation_loss` and `summarize` take them as logits. Elsewhere pass hidden @ kernel."
+            "`poly_loss`, `distillation_loss`, `custom_loss` and `summarize` take them as logits. Elsewhere pass "
+            "hidden @ kernel."
         )
     if isinstance(value, SparseTargets):
         raise TypeError(

@@ -20,7 +20,7 @@ with install_import_hook(["jaxce._rule", "jaxce._rows"], "beartype.beartype"):
 
 
 LONG_PAGES = {f"{name}.md" for name in ("choosing", "imbalance", "linear_head", "mathematics", "numerics")}
-LONG_PAGES |= {"post_training.md", "scaling.md"}
+LONG_PAGES |= {"post_training.md", "quickstart.md", "scaling.md"}
 
 
 def pytest_addoption(parser):

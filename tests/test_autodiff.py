@@ -265,7 +265,7 @@ def remat3():
 SECOND_ORDERS = ("grad of checkpoint", "fwd over fwd", "fwd over rev", "rev over fwd", "rev over rev")
 
 
-@pytest.mark.parametrize("name", daily(LOSSES, ["recomputed"]))
+@pytest.mark.parametrize("name", daily(LOSSES, ["dense"]))
 def test_the_next_checkpoint_of_jax(name, remat3, x64):
     """Of heads, second derivatives recompute blocks by it."""
     kernel, labels = jnp.asarray(KERNEL_OF_HEAD), jnp.asarray(LABELS)

@@ -265,13 +265,13 @@ CASES = {
         lambda: jaxce.nll_loss(LAZY, LABELS),
         TypeError,
         "`log_probs` must be an array here; got LinearLogits, which nobody holds. `cross_entropy`, `focal_loss`, "
-        "`poly_loss`, `distillation_loss` and `summarize` take them as logits. Elsewhere pass hidden @ kernel.",
+        "`poly_loss`, `distillation_loss`, `custom_loss` and `summarize` take them as logits. Elsewhere pass hidden @ kernel.",
     ),
     "lazy scores": (
         lambda: jaxce.multi_margin_loss(LAZY, LABELS),
         TypeError,
         "`logits` must be an array here; got LinearLogits, which nobody holds. `cross_entropy`, `focal_loss`, "
-        "`poly_loss`, `distillation_loss` and `summarize` take them as logits. Elsewhere pass hidden @ kernel.",
+        "`poly_loss`, `distillation_loss`, `custom_loss` and `summarize` take them as logits. Elsewhere pass hidden @ kernel.",
     ),
     "an infinite temperature of lazy logits": (
         _ce(jaxce.LinearLogits(LOGITS, jnp.eye(10), temperature=np.inf), LABELS),

@@ -49,7 +49,7 @@ def _expected(name):
 
 
 CASES = [(name, recompute) for name in METHOD for recompute in (True, False)]
-DAILY = [("preference", True)]
+DAILY = []
 
 
 @pytest.mark.parametrize(("name", "recompute"), daily(CASES, DAILY))

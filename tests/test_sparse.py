@@ -144,6 +144,7 @@ def test_one_class_is_as_exact_as_its_label(block):
         assert (np.asarray(d_masses)[:, classes.index(3)] > 0).all()
 
 
+@pytest.mark.thorough
 def test_every_shape_dtype_and_axis(x64):
     rng = np.random.default_rng(0)
     for rows, axis in (((), 0), ((2, 3), 1)):

@@ -51,7 +51,7 @@ LOG2 = math.log(2)
 
 
 LONG = {"labels-C", "labels-NC", "nothing", "labels-NC12", "probabilities-NC", "probabilities-NC12", "linear"}
-LONG |= {"positions-NC12", "margin-NC", "binary", "errors"}
+LONG |= {"positions-NC1", "positions-NC12", "margin-NC", "binary", "errors"}
 
 
 @pytest.mark.parametrize("group", except_for(GROUPS, LONG))
