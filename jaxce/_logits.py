@@ -21,9 +21,9 @@ class LinearLogits:
     r"""The logits hidden · kernel + bias, which are never held: they stand where an array of logits would.
 
     For language models and other heads with many classes, where the logits and their gradient would be the largest
-    arrays of the step. `cross_entropy`, `focal_loss`, `poly_loss`, `distillation_loss`, `custom_loss` and
-    `summarize` take them in place of an array, with every option; the losses are those of the array. Where the logits are small, the array is
-    simpler and as fast. A pytree: its arrays may be differentiated, mapped and sharded like any others.
+    arrays of the step. `cross_entropy`, `focal_loss`, `poly_loss`, `distillation_loss`, `custom_loss` and `summarize`
+    take them in place of an array, with every option; the losses are those of the array. Where the logits are small,
+    the array is simpler and as fast. A pytree: its arrays may be differentiated, mapped and sharded like any others.
 
     With softcap s and temperature T the logits are
 
