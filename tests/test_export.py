@@ -51,7 +51,7 @@ LOSSES = {
     "PyTorch's binary": lambda z, y, q, w, v, m: F.binary_cross_entropy_with_logits(z, q, v[:, None], pos_weight=w),
     "PyTorch's KL": lambda z, y, q, w, v, m: F.kl_div(z, q, reduction="batchmean"),
 }
-DAILY = ["labels", "padding", "NumPy labels", "margin", "distillation", "binary"]
+DAILY = ["labels", "NumPy labels", "distillation", "binary"]
 
 
 def _total(results):
