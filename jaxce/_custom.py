@@ -117,7 +117,7 @@ def custom_loss(
             of the loss and a pytree of numbers to be logged.
         logits: (..., C), or the classes along `axis`, any floating dtype; or `LinearLogits`.
         targets: labels in [0, C), any integer dtype, the shape of `logits` without the class axis; or distributions,
-            floating, the shape of `logits`.
+            floating, the shape of `logits`; or `SparseTargets`.
         rows: a pytree of arrays of the losses' shape, any dtype: advantages, old log-probabilities. Differentiable.
         class_vector: (C,), real, for `summary.spread`, as in `summarize`.
         entropy: whether the formula reads `summary.entropy`, of the softmax in nats.

@@ -74,7 +74,8 @@ def linear_cross_entropy(
     Args:
         hidden: (..., D), any floating dtype, as in `LinearLogits`.
         kernel: (D, V), any floating dtype, as in `flax`'s Dense; of tied embeddings (V, D) pass `embedding.T`.
-        targets: labels in [0, V), any integer dtype, shape (...); or distributions (..., V), floating.
+        targets: labels in [0, V), any integer dtype, shape (...); or distributions (..., V), floating; or
+            `SparseTargets`.
         bias: (V,), floating.
         softcap: s > 0, scalar: the logits are s · tanh((hidden · kernel + bias) / s).
         temperature: T in [1e-9, 1e9], scalar or of the losses' shape, by which they are divided.

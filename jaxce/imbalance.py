@@ -287,7 +287,7 @@ def expected_cost(
     Args:
         logits: (..., C), or the classes along `axis`, all of them inside `shard_map` too. Any floating dtype.
         targets: labels in [0, C), any integer dtype, the shape of `logits` without the class axis; or distributions, a
-            floating dtype, the shape of `logits`.
+            floating dtype, the shape of `logits`; or `SparseTargets`.
         costs: (C, C), real and finite, true classes along the first axis, predicted ones along the second. A negative
             cost is a gain.
         axis: the class axis of `logits` and of distributions.
