@@ -498,7 +498,7 @@ def test_dtypes_out(name, x64):
 FLOAT8 = ["float8_e4m3fn", "float8_e4m3b11fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu", "float4_e2m1fn"]
 
 
-@pytest.mark.parametrize("dtype", daily(FLOAT8, ["float8_e8m0fnu"]))
+@pytest.mark.parametrize("dtype", daily(FLOAT8, []))
 def test_floats_without_an_infinity_or_a_zero(dtype):
     """Padding, masks and wrong labels put nothing into the logits' dtype that it does not have."""
     logits = jnp.asarray(2.0 ** np.random.default_rng(0).integers(0, 3, (N, C)), dtype)
