@@ -127,7 +127,9 @@ def _numbers(mixed: Mixed, distance: Distance) -> _Numbers:
 
 def _sums(logits: tuple[_Class, _Class], temperature: _Number, numbers: _Numbers) -> _OfModels:
     """What the classes at hand add to A and B, each in a loop of its own."""
-    mixes = [_mix(copy, temperature, numbers) for copy in apart(logits, 2)]
+    # Each by itself: JAX 0.12 cannot transpose a barrier around one that moves and one that does not.
+    student, teacher = (apart(of_model, 2) for of_model in logits)
+    mixes = [_mix(pair, temperature, numbers) for pair in zip(student, teacher, strict=True)]
     return jnp.sum(_terms(*mixes[0])[0]), jnp.sum(_terms(*mixes[1])[1])
 
 

@@ -16,7 +16,14 @@ RNG = np.random.default_rng(11)
 ROWS, CLASSES = 6, 5
 ASKED = {"entropy": True, "argmax": True}
 
+
 # Logits z, labels y, distributions q, class weights w, row weights v and the mask of rows m of symbolic sizes.
+def _listed(labels, distributions):
+    """The label and another class of every row; a slice of two of the classes would have a symbolic size."""
+    masses = jnp.stack([distributions[:, 0], distributions[:, 1]], -1)
+    return jaxce.SparseTargets(jnp.stack([labels, (labels + 1) % 3], -1), masses)
+
+
 LOSSES = {
     "labels": lambda z, y, q, w, v, m: jaxce.cross_entropy(
         z, y, class_weights=w, weights=v, where=m, label_smoothing=0.1, z_loss=0.1
@@ -26,7 +33,11 @@ LOSSES = {
         z, q, class_weights=w, weights=v, where=m, label_smoothing=0.1, z_loss=0.1
     ),
     "listed": lambda z, y, q, w, v, m: jaxce.cross_entropy(
-        z, jaxce.SparseTargets(jnp.stack([y, (y + 1) % 3], -1), q[:, :2]), class_weights=w, weights=v, where=m
+        z,
+        _listed(y, q),
+        class_weights=w,
+        weights=v,
+        where=m,
     ),
     "classes first": lambda z, y, q, w, v, m: jaxce.cross_entropy(z.T, y, axis=0),
     "padding": lambda z, y, q, w, v, m: jaxce.cross_entropy(z, y % 4, num_classes=4),
@@ -93,7 +104,10 @@ LAZY_LOSSES = {
     "labels": lambda z, y, q, w, v, m: jaxce.cross_entropy(z, y, class_weights=w, weights=v, where=m, z_loss=0.1),
     "distributions": lambda z, y, q, w, v, m: jaxce.cross_entropy(z, q, class_weights=w, label_smoothing=0.1),
     "listed": lambda z, y, q, w, v, m: jaxce.cross_entropy(
-        z, jaxce.SparseTargets(jnp.stack([y, (y + 1) % 3], -1), q[:, :2]), class_weights=w, where=m
+        z,
+        _listed(y, q),
+        class_weights=w,
+        where=m,
     ),
     "focal": lambda z, y, q, w, v, m: jaxce.focal_loss(z, y, ignore_index=3),
     "distillation": lambda z, y, q, w, v, m: jaxce.distillation_loss(z, q, temperature=2.0, where=m),
