@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import unoptimized
 from jax.experimental import checkify
 from marks import daily
 from test_calls import CALLS
@@ -160,7 +161,7 @@ def test_a_wrong_value_is_named(name):
     argnum = 0 if jnp.issubdtype(array.dtype, jnp.floating) else 1
     ways = [loss, jax.jit(loss), jax.jit(jax.grad(loss, argnum))]
     for way in ways if name == "label" else ways[2:]:
-        checked = jax.jit(checkify.checkify(way)) if way is not loss else checkify.checkify(way)
+        checked = unoptimized.jit(checkify.checkify(way)) if way is not loss else checkify.checkify(way)
         assert checked(array, LOGITS)[0].get() is None
         error = checked(array.at[position].set(value), LOGITS)[0].get()
         assert error is not None
@@ -176,7 +177,7 @@ def test_what_does_not_count_is_not_looked_at():
         ignored = jaxce.cross_entropy(logits, labels, weights=weights, ignore_index=-7)
         return by_label + ignored + jaxce.cross_entropy(logits, masses, where=where)
 
-    error, value = jax.jit(checkify.checkify(losses))(*spoilt)
+    error, value = unoptimized.jit(checkify.checkify(losses))(*spoilt)
     assert error.get() is None
     assert jnp.isfinite(value)
 
@@ -190,7 +191,7 @@ def test_padding_is_not_looked_at():
         by_label = jaxce.cross_entropy(logits, jnp.minimum(LABELS, 3), where=where, **options)
         return by_label + jaxce.cross_entropy(logits, masses, **options)
 
-    error, value = jax.jit(checkify.checkify(losses))(*spoilt)
+    error, value = unoptimized.jit(checkify.checkify(losses))(*spoilt)
     assert error.get() is None
     assert jnp.isfinite(value)
 

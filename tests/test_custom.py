@@ -124,7 +124,7 @@ def _expected(reduction):
 SIZES = {"1": 1, "prime": 3, "V-1": CLASSES - 1, "V": CLASSES, "V+1": CLASSES + 1}
 PRODUCERS = {"held": None} | {(size, recompute): None for size in SIZES for recompute in (True, False)}
 CASES = [(producer, reduction) for producer in PRODUCERS for reduction in ("mean", "sum", "parts", "none")]
-DAILY = [("held", "parts"), (("prime", False), "mean")]
+DAILY = [(("prime", False), "parts")]
 
 
 @pytest.mark.parametrize(("producer", "reduction"), daily(CASES, DAILY))

@@ -449,10 +449,9 @@ def test_distillation_is_never_negative(kind, dtype, rng):
 
 
 AGREEING = [(kind, offset) for kind in DIVERGENCES for offset in (0.0, 1e3, -1e4)]
-AGREEING_DAILY = [("forward", 1e3), ("jensen_shannon", -1e4)]
 
 
-@pytest.mark.parametrize(("kind", "offset"), daily(AGREEING, AGREEING_DAILY))
+@pytest.mark.parametrize(("kind", "offset"), daily(AGREEING, [("jensen_shannon", -1e4)]))
 def test_distillation_is_zero_where_the_models_agree(kind, offset, rng):
     teacher = jnp.asarray(np.round(rng.normal(0, 4, (80, 24)) * 64) / 64, jnp.float32)
     student = teacher + offset  # exactly
