@@ -243,9 +243,7 @@ def test_derivatives_by_counts_beta_and_tau(order, x64):
     counted = n[jnp.array([0, 1, 3, 4])]
     # β near 1 has third derivatives of (1 − β)^−3: the step of the finite differences has to be small.
     arguments = counted, beta, tau
-    check_grads(
-        unoptimized.jit(of_counted), arguments, order=order, modes=("fwd", "rev"), eps=1e-6, rtol=1e-5, atol=1e-5
-    )
+    check_grads(jax.jit(of_counted), arguments, order=order, modes=("fwd", "rev"), eps=1e-6, rtol=1e-5, atol=1e-5)
 
 
 def test_float64_counts_make_float64_weights(x64):
