@@ -33,13 +33,7 @@ LOSSES = {
     "distributions": lambda z, y, q, w, v, m: jaxce.cross_entropy(
         z, q, class_weights=w, weights=v, where=m, label_smoothing=0.1, z_loss=0.1
     ),
-    "listed": lambda z, y, q, w, v, m: jaxce.cross_entropy(
-        z,
-        _listed(y, q),
-        class_weights=w,
-        weights=v,
-        where=m,
-    ),
+    "listed": lambda z, y, q, w, v, m: jaxce.cross_entropy(z, _listed(y, q), class_weights=w, weights=v, where=m),
     "classes first": lambda z, y, q, w, v, m: jaxce.cross_entropy(z.T, y, axis=0),
     "padding": lambda z, y, q, w, v, m: jaxce.cross_entropy(z, y % 4, num_classes=4),
     "NumPy labels": lambda z, y, q, w, v, m: jaxce.cross_entropy(z[jnp.arange(2)], np.array([1, 3])),
@@ -105,12 +99,7 @@ def test_rows_and_classes_may_be_symbolic(name):
 LAZY_LOSSES = {
     "labels": lambda z, y, q, w, v, m: jaxce.cross_entropy(z, y, class_weights=w, weights=v, where=m, z_loss=0.1),
     "distributions": lambda z, y, q, w, v, m: jaxce.cross_entropy(z, q, class_weights=w, label_smoothing=0.1),
-    "listed": lambda z, y, q, w, v, m: jaxce.cross_entropy(
-        z,
-        _listed(y, q),
-        class_weights=w,
-        where=m,
-    ),
+    "listed": lambda z, y, q, w, v, m: jaxce.cross_entropy(z, _listed(y, q), class_weights=w, where=m),
     "focal": lambda z, y, q, w, v, m: jaxce.focal_loss(z, y, ignore_index=3),
     "distillation": lambda z, y, q, w, v, m: jaxce.distillation_loss(z, q, temperature=2.0, where=m),
     "two heads": lambda z, y, q, w, v, m: jaxce.distillation_loss(
