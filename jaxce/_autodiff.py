@@ -32,6 +32,10 @@ _Context = tuple[str | None, bool]  # the precision of matrix products, and whet
 _Arrays = Sequence[Array]
 _Indices = tuple[int, ...]
 
+# Whether the arrays are a device's own. If the partitioner has spread them over several, a device does not know which
+# rows it has, and must not be asked for others.
+is_local = jax.make_user_context(True)
+
 
 def rule(
     forward: Callable[[_Inputs], _Outputs],
@@ -204,9 +208,23 @@ def _trace_types(
 
 _rule_p = Primitive("rule")
 _rule_p.multiple_results = True
-_rule_p.def_impl(_run_flat)
 _rule_p.def_abstract_eval(_types)
-mlir.register_lowering(_rule_p, mlir.lower_fun(_run_flat, multiple_results=True))
+
+
+@_rule_p.def_impl
+def _run_now(*arguments: Array, **how: Any) -> list[Array]:
+    with is_local(all(len(array.sharding.device_set) == 1 for array in arguments)):
+        return _run_flat(*arguments, **how)
+
+
+def _lower(context: mlir.LoweringRuleContext, *arguments: Any, **how: Any) -> Any:
+    around = context.module_context.axis_context
+    split = around.num_devices > 1 if hasattr(around, "num_devices") else {*around.mesh.axis_names} - around.manual_axes
+    with is_local(not split):
+        return mlir.lower_fun(_run_flat, multiple_results=True)(context, *arguments, **how)
+
+
+mlir.register_lowering(_rule_p, _lower)
 
 
 def _push(

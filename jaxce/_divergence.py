@@ -16,20 +16,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from jaxce._autodiff import rule
+from jaxce._blocks import Along, Order, Start, add_block, cut, cut_tile, over_blocks, over_tiles, put
 from jaxce._conventions import accumulator, silence, without_padding
-from jaxce._head import (
-    Start,
-    add_block,
-    block_of,
-    classes_per_block,
-    finish,
-    head_gradient,
-    no_gradient,
-    over_blocks,
-    project,
-    rounded,
-    soften,
-)
+from jaxce._head import along_of, finish, head_gradient, no_gradient, project, rounded, soften, tile_shape
 from jaxce._logits import LinearLogits
 from jaxce._mesh import Classes, vary, varying
 from jaxce._rule import over_rows, row_maximum
@@ -318,14 +307,31 @@ class Heads(NamedTuple):
         return accumulator(self.student, self.teacher)
 
     @property
-    def classes_per_block(self) -> int:
-        """By the student's word, if it is lazy, and else by the teacher's."""
-        return classes_per_block(self.student if isinstance(self.student, LinearLogits) else self.teacher)
+    def tile_shape(self) -> tuple[int, int]:
+        """How many rows and classes are in a tile, by the student's word, if it is lazy, and else by the teacher's."""
+        return tile_shape(self.student if isinstance(self.student, LinearLogits) else self.teacher, self.counts)
 
-    def block(self, start: Start, size: int) -> "Heads":
-        """The same rows over some of the classes."""
-        student, teacher = (block_of(head, start, size) for head in (self.student, self.teacher))
-        return self._replace(student=student, teacher=teacher, real=None if self.real is None else self.real - start)
+    @property
+    def along(self) -> "Heads":
+        """Which axes the arrays have."""
+        along: Any = {
+            "student": along_of(self.student),
+            "teacher": along_of(self.teacher),
+            "temperature": Along.NEITHER,
+            "counts": None if self.counts is None else Along.ROWS,
+            "real": None if self.real is None else Along.NEITHER,
+        }
+        return self._replace(**along)
+
+    def order(self) -> Order:
+        """Where the rows that count stand first, if both models are lazy."""
+        is_lazy = isinstance(self.student, LinearLogits) and isinstance(self.teacher, LinearLogits)
+        return Order(self.counts, self.tile_shape[0], is_cheap=is_lazy)
+
+    def tile(self, start: Start, size: int, first: Start, number: int) -> "Heads":
+        """Some of the rows over some of the classes."""
+        tile = cut_tile(self, self.along, start, size, first, number)
+        return tile._replace(real=None if self.real is None else self.real - start)
 
     def logits(self) -> tuple[_Held, _Held]:
         """The logits of student and teacher, and what makes of a gradient by them that by what they consist of."""
@@ -346,49 +352,62 @@ class Heads(NamedTuple):
 def distance_of_heads(heads: Heads) -> Distance:
     """The outputs of the rule, by one pass over the blocks."""
     temperature = heads.temperature.astype(heads.dtype)
-    num_rows, num_classes = heads.student.shape
-
-    def part_of_block(start, size):
-        (z, _), (t, _) = heads.block(start, size).logits()
-        pairs = Pair(z, t, temperature, None, None, heads.classes)
-        return jax.vmap(_part, in_axes=(PAIR_AXES,))(pairs)
-
-    def add(part, block, start):
-        return jax.vmap(_join, in_axes=(0, 0, None))(part, block, temperature)
-
+    (num_rows, num_classes), (rows_at_once, classes_at_once), order = (
+        heads.student.shape,
+        heads.tile_shape,
+        heads.order(),
+    )
+    heads = order.of(heads, heads.along)
     zeros = jnp.zeros(num_rows, heads.dtype)
     least = zeros + jnp.finfo(heads.dtype).min
     nothing = vary(Part((least, least), (zeros, zeros), zeros - jnp.inf, zeros), varying(heads))
-    part = over_blocks(part_of_block, add, nothing, num_classes, heads.classes_per_block)
+
+    def join_block(part: Part, start: Start, size: int) -> Part:
+        def part_of_tile(first: Start, number: int) -> Part:
+            (z, _), (t, _) = heads.tile(start, size, first, number).logits()
+            pairs = Pair(z, t, temperature, None, None, heads.classes)
+            return jax.vmap(_part, in_axes=(PAIR_AXES,))(pairs)
+
+        block = over_tiles(part_of_tile, _put_rows, nothing, num_rows, rows_at_once, heads.counts)
+        return jax.vmap(_join, in_axes=(0, 0, None))(part, block, temperature)
+
+    part = order.restored(over_blocks(join_block, nothing, num_classes, classes_at_once))
     return _distance(part, temperature, heads.classes)
+
+
+def _put_rows(total: _Result, tile: _Result, first: Start) -> _Result:
+    return jax.tree.map(partial(put, start=first, axis=0), total, tile)
 
 
 def sum_heads(of_row: Callable[..., _Result], heads: Heads, numbers: object, nothing: _Result) -> _Result:
     """The sums over the classes at hand, of which of_row(logits, temperature, numbers) makes those of a block."""
+    (num_rows, num_classes), (rows_at_once, classes_at_once), order = (
+        heads.student.shape,
+        heads.tile_shape,
+        heads.order(),
+    )
+    heads, numbers = order.of(heads, heads.along), order.of(numbers)
+    nothing = vary(nothing, varying(heads))
 
-    def sums_of_block(start, size):
-        return _sums_of_block(of_row, heads, numbers, start, size)
+    def add_block_of_sums(sums: _Result, start: Start, size: int) -> _Result:
+        def sums_of_tile(first: Start, number: int) -> _Result:
+            return _sums_of_tile(of_row, heads, numbers, start, size, first, number)
 
-    def add(sums, block, start):
+        block = over_tiles(sums_of_tile, _put_rows, nothing, num_rows, rows_at_once, heads.counts)
         return jax.tree.map(jnp.add, sums, block)
 
-    nothing = vary(nothing, varying(heads))
-    return over_blocks(sums_of_block, add, nothing, heads.student.shape[-1], heads.classes_per_block)
+    return order.restored(over_blocks(add_block_of_sums, nothing, num_classes, classes_at_once))
 
 
 def pull_heads(gradient: Gradient, heads: Heads, numbers: object, cotangents: object) -> Heads:
     """The gradient by all inputs, given that of a row."""
-
-    def gradient_of_block(start, size):
-        return _gradient_of_block(gradient, heads, numbers, cotangents, start, size)
-
-    def add(total, block, start):
-        return total._replace(
-            student=add_block(total.student, block.student, start),
-            teacher=add_block(total.teacher, block.teacher, start),
-            temperature=total.temperature + block.temperature,
-        )
-
+    (num_rows, num_classes), (rows_at_once, classes_at_once), order = (
+        heads.student.shape,
+        heads.tile_shape,
+        heads.order(),
+    )
+    heads, numbers, cotangents = order.of(heads, heads.along), order.of(numbers), order.of(cotangents)
+    along = heads.along._replace(counts=None, real=None)
     zeros = heads._replace(
         student=no_gradient(heads.student),
         teacher=no_gradient(heads.teacher),
@@ -396,29 +415,48 @@ def pull_heads(gradient: Gradient, heads: Heads, numbers: object, cotangents: ob
         counts=None,
         real=None,
     )
-    total = over_blocks(gradient_of_block, add, zeros, heads.student.shape[-1], heads.classes_per_block)
-    return total._replace(
+
+    def add_gradient(total: Heads, start: Start, size: int) -> Heads:
+        def of_tile(first: Start, number: int) -> Heads:
+            return _gradient_of_tile(gradient, heads, numbers, cotangents, start, size, first, number)
+
+        return add_block(of_tile, total, along, start, num_rows, rows_at_once, heads.counts)
+
+    total = over_blocks(add_gradient, zeros, num_classes, classes_at_once)
+    total = total._replace(
         student=rounded(total.student, heads.student),
         teacher=rounded(total.teacher, heads.teacher),
         temperature=total.temperature.astype(heads.temperature.dtype),
     )
+    return order.restored(total, along)
 
 
-# Under checkpoint: a derivative of a loop must not keep what the blocks are made of.
-@partial(jax.checkpoint, prevent_cse=False, static_argnums=(0, 4))
-def _sums_of_block(of_row: Callable[..., _Result], heads: Heads, numbers: object, start: Start, size: int) -> _Result:
-    (z, _), (t, _) = heads.block(start, size).logits()
+# Under checkpoint: a derivative of a loop must not keep what the tiles are made of.
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=(0, 4, 6))
+def _sums_of_tile(
+    of_row: Callable[..., _Result], heads: Heads, numbers: object, start: Start, size: int, first: Start, number: int
+) -> _Result:
+    (z, _), (t, _) = heads.tile(start, size, first, number).logits()
+    numbers = jax.tree.map(partial(cut, start=first, size=number, axis=0), numbers)
     return jax.vmap(of_row, in_axes=(0, None, 0))((z, t), heads.temperature.astype(heads.dtype), numbers)
 
 
-@partial(jax.checkpoint, prevent_cse=False, static_argnums=(0, 5))
-def _gradient_of_block(
-    gradient: Gradient, heads: Heads, numbers: object, cotangents: object, start: Start, size: int
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=(0, 5, 7))
+def _gradient_of_tile(
+    gradient: Gradient,
+    heads: Heads,
+    numbers: object,
+    cotangents: object,
+    start: Start,
+    size: int,
+    first: Start,
+    number: int,
 ) -> Heads:
-    block, temperature = heads.block(start, size), heads.temperature.astype(heads.dtype)
-    (z, by_student), (t, by_teacher) = block.logits()
+    tile, temperature = heads.tile(start, size, first, number), heads.temperature.astype(heads.dtype)
+    numbers, cotangents = jax.tree.map(partial(cut, start=first, size=number, axis=0), (numbers, cotangents))
+    (z, by_student), (t, by_teacher) = tile.logits()
     d_z, d_t, d_temperature = jax.vmap(gradient, in_axes=(0, None, 0, 0))((z, t), temperature, numbers, cotangents)
-    return block._replace(
+    return tile._replace(
         student=by_student(d_z), teacher=by_teacher(d_t), temperature=jnp.sum(d_temperature), counts=None, real=None
     )
 

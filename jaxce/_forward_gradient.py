@@ -15,8 +15,9 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
+from jaxce._blocks import Along, Order, cut, default_bytes, over_tiles, put, rows_per_tile
 from jaxce._conventions import accumulator
-from jaxce._head import block_size, cut, finish, head_gradient, over_blocks, project, put
+from jaxce._head import finish, head_gradient, project
 from jaxce._logits import LinearLogits
 from jaxce._mesh import over_axes, vary, varying
 from jaxce._rows import Rows
@@ -98,21 +99,27 @@ def _weighed_sum(loss: _Formula, rows: Rows) -> _Total:
 
 def _by_blocks(leaves, structure, of_rows, moving) -> tuple[_Total, list[Array]]:
     """The sums, and the first one's gradient by the moving leaves in the dtype of the arithmetic."""
+    rows: Rows = structure.unflatten(leaves)[1]
+    num_rows, size = rows.logits.shape[0], _rows_per_block(rows)
+    order = Order(rows.counts, size, is_cheap=not any(_is_large(part) for part in (rows.logits, rows.targets)))
+    along = [Along.ROWS if has_rows else Along.NEITHER for has_rows in of_rows]
+    leaves = order.of(list(leaves), along)
     loss, rows = structure.unflatten(leaves)
 
-    def of_block(start, size):
+    def of_block(first, number):
         block = [
-            cut(leaf, start, size, axis=0) if has_rows else leaf for leaf, has_rows in zip(leaves, of_rows, strict=True)
+            cut(leaf, first, number, axis=0) if has_rows else leaf
+            for leaf, has_rows in zip(leaves, of_rows, strict=True)
         ]
         total, gradients = _value_and_gradients(*structure.unflatten(block))
         gradients = jax.tree.leaves(gradients)
         return total, [gradients[i] for i in moving]
 
-    def add(carry, block, start):
+    def add(carry, block, first):
         total, gradients = carry
         part, terms = block
         return jax.tree.map(jnp.add, total, part), [
-            put(gradient, term, start, axis=0) if of_rows[i] else gradient + term
+            put(gradient, term, first, axis=0) if of_rows[i] else gradient + term
             for i, gradient, term in zip(moving, gradients, terms, strict=True)
         ]
 
@@ -120,7 +127,13 @@ def _by_blocks(leaves, structure, of_rows, moving) -> tuple[_Total, list[Array]]
     zero = vary(jnp.zeros((), rows.dtype), varying(leaves) - {*rows.classes.axes})
     aux = jax.eval_shape(_weighed_sum, loss, rows)[1] if getattr(loss, "has_aux", False) else None
     zeros = zero, jax.tree.map(lambda _: zero, aux)
-    return over_blocks(of_block, add, (zeros, nothing), rows.logits.shape[0], _rows_per_block(rows))
+    total, gradients = over_tiles(of_block, add, (zeros, nothing), num_rows, size, rows.counts)
+    return total, order.restored(gradients, [along[i] for i in moving])
+
+
+def _is_large(part: Array | LinearLogits) -> bool:
+    """Whether logits, or distributions, are held over rows and classes."""
+    return not isinstance(part, LinearLogits) and part.ndim > 1
 
 
 def _value_and_gradients(loss: _Formula, rows: Rows) -> tuple[_Total, tuple[_Formula, Rows]]:
@@ -161,5 +174,6 @@ def _widen_shared(loss: _Formula, rows: Rows) -> tuple[_Formula, Rows]:
 def _rows_per_block(rows: Rows) -> int:
     """How many rows of all classes fit into a block, by the first lazy logits' word."""
     num_rows, num_classes = rows.logits.shape
-    block_bytes = next(iter(_lazy(rows).values())).block_bytes
-    return block_size((2**29 if block_bytes is None else block_bytes) // (4 * num_classes), num_rows)
+    most = next(iter(_lazy(rows).values())).block_bytes
+    most = default_bytes(num_rows, num_classes, 2**29) if most is None else most
+    return rows_per_tile(num_rows, most // (4 * num_classes), rows.counts)

@@ -6,10 +6,9 @@ applies the rule of `_rule` to it and multiplies the result into the gradients o
 """
 
 import operator
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple, TypeVar, overload
+from typing import Any, NamedTuple, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -19,19 +18,29 @@ from jax.core import max_dim, min_dim
 from jaxtyping import Array, Bool, Float, Integer
 
 from jaxce._autodiff import rule
+from jaxce._blocks import (
+    Along,
+    Order,
+    Start,
+    add_block,
+    block_size,
+    cut,
+    cut_tile,
+    default_bytes,
+    over_blocks,
+    over_tiles,
+    put,
+    rows_per_tile,
+)
 from jaxce._conventions import accumulator, silence
 from jaxce._logits import LinearLogits
 from jaxce._mesh import Classes, vary, varying
 from jaxce._rule import ROW_AXES, Numbers, Row, numbers_of, row_maximum, slice_gradient, slice_row, sum_rows
-from jaxce._slice import Asked, empty, merge, merge_devices
-from jaxce._types import HeldArray
-from jaxce._xla import keep
+from jaxce._slice import Asked, Slice, empty, merge, merge_devices
 
 _PerRow = Float[Array, " rows"]
 _PerClass = Float[Array, " classes"]
-_Carry = TypeVar("_Carry")
-_Block = TypeVar("_Block")
-Start = Array | int
+_Gradient = TypeVar("_Gradient")
 
 
 class HeadRows(NamedTuple):
@@ -57,71 +66,97 @@ class HeadRows(NamedTuple):
         """Whether the targets are classes, and not distributions."""
         return self.targets.ndim == 1
 
-    def block(self, start: Start, size: int) -> "HeadRows":
-        """The same rows over some of the classes."""
-        is_number = self.has_labels or self.masses is not None
-        return HeadRows(
-            block_of(self.head, start, size),
-            self.targets - start if is_number else cut(self.targets, start, size),
-            cut(self.target_weights, start, size),
-            cut(self.class_vector, start, size),
-            self.counts,
-            None if self.real is None else self.real - start,
-            self.classes,
-            self.asked,
-            self.masses,
+    @property
+    def has_distributions(self) -> bool:
+        """Whether the targets have all classes, and are not labels or lists of classes."""
+        return self.targets.ndim == 2 and self.masses is None
+
+    @property
+    def along(self) -> "HeadRows":
+        """Which axes the arrays have."""
+
+        def if_any(array: object, along: Along) -> Any:
+            return None if array is None else along
+
+        return self._replace(
+            head=along_of(self.head),
+            targets=if_any(self.targets, Along.BOTH if self.has_distributions else Along.ROWS),
+            target_weights=if_any(self.target_weights, Along.CLASSES),
+            class_vector=if_any(self.class_vector, Along.CLASSES),
+            counts=if_any(self.counts, Along.ROWS),
+            real=if_any(self.real, Along.NEITHER),
+            masses=if_any(self.masses, Along.ROWS),
         )
+
+    def tile(self, start: Start, size: int, first: Start, number: int) -> "HeadRows":
+        """Some of the rows over some of the classes."""
+        tile = cut_tile(self, self.along, start, size, first, number)
+        if not self.has_distributions:
+            tile = tile._replace(targets=tile.targets - start)
+        return tile._replace(real=None if self.real is None else self.real - start)
 
 
 def _forward(rows: HeadRows) -> Numbers:
     dtype = rows.dtype
     num_rows, num_classes = rows.head.shape
-
-    def slice_of_block(start, size):
-        block = rows.block(start, size)
-        logits = finish(project(block.head, rows.counts, dtype), block.head)
-        maximum = row_maximum(logits, dtype, block.real)
-        return jax.vmap(slice_row, in_axes=(ROW_AXES,))(_row(block, logits, maximum)).numbered_from(start)
-
-    def add(slices, block, start):
-        return merge(slices, block)
-
+    rows_at_once, classes_at_once = tile_shape(rows.head, rows.counts)
+    order = Order(rows.counts, rows_at_once, is_cheap=not rows.has_distributions)
+    rows = order.of(rows, rows.along)
     listed, has_vector = () if rows.masses is None else rows.masses.shape[1:], rows.class_vector is not None
     nothing = empty(num_rows, dtype, listed=listed, has_vector=has_vector, asked=rows.asked)
     nothing = vary(nothing, varying(rows))
-    part = over_blocks(slice_of_block, add, nothing, num_classes, classes_per_block(rows.head))
+
+    def merge_block(slices: Slice, start: Start, size: int) -> Slice:
+        def slice_of_tile(first: Start, number: int) -> Slice:
+            tile = rows.tile(start, size, first, number)
+            logits = finish(project(tile.head, tile.counts, dtype), tile.head)
+            maximum = row_maximum(logits, dtype, tile.real)
+            return jax.vmap(slice_row, in_axes=(ROW_AXES,))(_row(tile, logits, maximum)).numbered_from(start)
+
+        def put_tile(slices: Slice, tile: Slice, first: Start) -> Slice:
+            return jax.tree.map(partial(put, start=first, axis=0), slices, tile)
+
+        return merge(slices, over_tiles(slice_of_tile, put_tile, nothing, num_rows, rows_at_once, rows.counts))
+
+    part = order.restored(over_blocks(merge_block, nothing, num_classes, classes_at_once))
     part = part.numbered_from(rows.classes.start(num_classes))
-    masses = None if rows.masses is None else rows.classes.largest(rows.masses)  # they are the same on all devices
+    masses = None if rows.masses is None else rows.classes.largest(order.restored(rows.masses))  # the same on all
     return numbers_of(merge_devices(part, rows.classes), has_label=rows.has_labels, masses=masses)
 
 
 def _backward(rows: HeadRows, numbers: Numbers, cotangents: Numbers) -> HeadRows:
-    def gradient_of_block(start, size):
-        return _gradient_of_block(rows, numbers, cotangents, start, size)
+    num_rows, num_classes = rows.head.shape
+    rows_at_once, classes_at_once = tile_shape(rows.head, rows.counts)
+    order = Order(rows.counts, rows_at_once, is_cheap=not rows.has_distributions)
+    rows, numbers, cotangents = order.of(rows, rows.along), order.of(numbers), order.of(cotangents)
+    no_derivative = {"counts": None, "real": None} | ({} if rows.has_distributions else {"targets": None})
+    along = rows.along._replace(**no_derivative)
+    zeros = jax.tree.map(jnp.zeros_like, rows._replace(**no_derivative))._replace(head=no_gradient(rows.head))
 
-    def add(gradient, block, start):
-        not_put = {"head": add_block(gradient.head, block.head, start)}
-        not_put["masses"] = jax.tree.map(_add, gradient.masses, block.masses)  # each of one block, and 0 of the others
-        nothing = dict.fromkeys(not_put)
-        of_classes = jax.tree.map(partial(put, start=start), gradient._replace(**nothing), block._replace(**nothing))
-        return of_classes._replace(**not_put)
+    def add_gradient(gradient: HeadRows, start: Start, size: int) -> HeadRows:
+        def of_tile(first: Start, number: int) -> HeadRows:
+            return _gradient_of_tile(rows, numbers, cotangents, start, size, first, number)
 
-    targets = None if rows.has_labels or rows.masses is not None else rows.targets
-    zeros = jax.tree.map(jnp.zeros_like, rows._replace(counts=None, real=None, targets=targets))
-    zeros = zeros._replace(head=no_gradient(rows.head))
-    gradient = over_blocks(gradient_of_block, add, zeros, rows.head.shape[-1], classes_per_block(rows.head))
-    return gradient._replace(head=rounded(gradient.head, rows.head))
+        return add_block(of_tile, gradient, along, start, num_rows, rows_at_once, rows.counts)
+
+    gradient = over_blocks(add_gradient, zeros, num_classes, classes_at_once)
+    return order.restored(gradient._replace(head=rounded(gradient.head, rows.head)), along)
 
 
-# Under checkpoint: a derivative of the loop must not keep what the blocks are made of.
-@partial(jax.checkpoint, prevent_cse=False, static_argnums=4)
-def _gradient_of_block(rows: HeadRows, numbers: Numbers, cotangents: Numbers, start: Start, size: int) -> HeadRows:
-    block = rows.block(start, size)
-    logits, pullback = jax.vjp(finish, project(block.head, rows.counts, rows.dtype), block.head)
-    row = _row(block, logits, numbers.maximum)
+# Under checkpoint: a derivative of the loop must not keep what the tiles are made of.
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=(4, 6))
+def _gradient_of_tile(
+    rows: HeadRows, numbers: Numbers, cotangents: Numbers, start: Start, size: int, first: Start, number: int
+) -> HeadRows:
+    tile = rows.tile(start, size, first, number)
+    numbers, cotangents = (
+        jax.tree.map(partial(cut, start=first, size=number, axis=0), of) for of in (numbers, cotangents)
+    )
+    logits, pullback = jax.vjp(finish, project(tile.head, tile.counts, rows.dtype), tile.head)
+    row = _row(tile, logits, numbers.maximum)
     d_row = jax.vmap(slice_gradient, in_axes=(ROW_AXES, 0, 0))(row, numbers, cotangents)
     return HeadRows(
-        head_gradient(block.head, pullback(d_row.logits), rows.counts),
+        head_gradient(tile.head, pullback(d_row.logits), tile.counts),
         d_row.target,
         sum_rows(d_row.target_weights),
         sum_rows(d_row.class_vector),
@@ -137,66 +172,37 @@ measure_head = rule(_forward, _backward)
 
 
 @overload
-def block_of(head: LinearLogits, start: Start, size: int) -> LinearLogits: ...
+def along_of(head: LinearLogits) -> LinearLogits: ...
 @overload
-def block_of(head: Array, start: Start, size: int) -> Array: ...
-def block_of(head: LinearLogits | Array, start: Start, size: int) -> LinearLogits | Array:
-    """The logits of some of the classes; an array of them is cut."""
+def along_of(head: Array) -> Along: ...
+def along_of(head: LinearLogits | Array) -> Any:
+    """Which axes the arrays of logits have."""
     if not isinstance(head, LinearLogits):
-        return cut(head, start, size)
-    return replace(head, kernel=cut(head.kernel, start, size), bias=cut(head.bias, start, size))
+        return Along.BOTH
+    of_rows = head.temperature is not None and head.temperature.ndim > 0
+    along: Any = {
+        "hidden": Along.ROWS,
+        "kernel": Along.CLASSES,
+        "bias": None if head.bias is None else Along.CLASSES,
+        "softcap": None if head.softcap is None else Along.NEITHER,
+        "temperature": None if head.temperature is None else Along.ROWS if of_rows else Along.NEITHER,
+    }
+    return replace(head, **along)
 
 
-def classes_per_block(head: LinearLogits | Array) -> int:
-    """How many classes of all rows fit into a block. Logits that are held have nothing to say about it."""
-    num_rows, num_classes = head.shape
-    per_class = 4 * max_dim(1, num_rows)
-    if not isinstance(head, LinearLogits) or head.block_bytes is None:
-        return block_size(max_dim(512, 2**26 // per_class), num_classes)
-    return block_size(operator.index(head.block_bytes) // per_class, num_classes)
+def tile_shape(head: LinearLogits | Array, counts: Array | None) -> tuple[int, int]:
+    """How many rows and classes are in a tile. Logits that are held have nothing to say about it.
 
-
-def block_size(fitting: int, total: int) -> int:
-    """How much of a total goes into a block into which a number fits: at least 1. All of them may be symbolic."""
-    return min_dim(max_dim(1, fitting), max_dim(1, total))
-
-
-def over_blocks(
-    make: Callable[[Start, int], _Block],
-    add: Callable[[_Carry, _Block, Start], _Carry],
-    carry: _Carry,
-    total: int,
-    size: int,
-) -> _Carry:
-    """Runs `carry = add(carry, make(start, size), start)` over 0 … total in blocks; the last one may be smaller.
-
-    With symbolic sizes the last block stands alone, as nobody knows whether it is smaller, and a loop, which has one
-    step at least, has one more, in which nothing is done.
+    A block has all rows. If then it would have few classes, it has more of them, and its rows come in tiles.
     """
-
-    def step(carry: _Carry, start: Start, size: int) -> _Carry:
-        return add(carry, make(start, size), start)
-
-    def step_of(carry, i):
-        return step(carry, i * size, size)
-
-    def step_if_any(carry, i):
-        return lax.cond(i < jnp.asarray(whole), step_of, lambda carry, _: carry, carry, i)
-
-    rest, whole = (total - 1) % size + 1, (total - 1) // size
-    if rest == size:  # and known
-        rest, whole = 0, whole + 1
-    if whole == 1:
-        carry = step(carry, 0, size)
-    elif whole != 0:
-        is_known = isinstance(whole, int)
-        steps = jnp.arange(whole if is_known else whole + 1, dtype=jnp.int32)
-        take = step_of if is_known else step_if_any
-        carry, _ = lax.scan(lambda carry, i: (take(carry, i), None), carry, steps)
-    if rest != 0:
-        # The barrier keeps XLA from turning the last slice into a padded array, a copy of the whole.
-        carry = step(carry, keep(jnp.asarray(whole * size, jnp.int32)), rest)
-    return carry
+    num_rows, num_classes = head.shape
+    if not isinstance(head, LinearLogits) or head.block_bytes is None:
+        most = default_bytes(num_rows, num_classes, 2**26)
+    else:
+        most = operator.index(head.block_bytes)
+    few_classes = min_dim(512, num_rows // 16)
+    classes = block_size(max_dim(few_classes, most // (4 * max_dim(1, num_rows))), num_classes)
+    return rows_per_tile(num_rows, most // (4 * classes), counts), classes
 
 
 def project(head: LinearLogits, counts: Array | None, dtype: np.dtype) -> Float[Array, "rows classes"]:
@@ -233,26 +239,7 @@ def head_gradient(block: LinearLogits, d_finish: tuple[Array, LinearLogits], cou
     return replace(d_block, hidden=d_hidden, kernel=d_kernel)
 
 
-@overload
-def add_block(gradient: LinearLogits, block: LinearLogits, start: Start) -> LinearLogits: ...
-@overload
-def add_block(gradient: Array, block: Array, start: Start) -> Array: ...
-def add_block(gradient: LinearLogits | Array, block: LinearLogits | Array, start: Start) -> LinearLogits | Array:
-    """The gradient of logits with that of a block in it."""
-    put_in = partial(put, start=start)
-    if not (isinstance(gradient, LinearLogits) and isinstance(block, LinearLogits)):
-        return jax.tree.map(put_in, gradient, block)
-    return replace(
-        gradient,
-        hidden=_add(gradient.hidden, block.hidden),
-        kernel=put_in(gradient.kernel, block.kernel),
-        bias=jax.tree.map(put_in, gradient.bias, block.bias),
-        softcap=jax.tree.map(_add, gradient.softcap, block.softcap),
-        temperature=jax.tree.map(_add, gradient.temperature, block.temperature),
-    )
-
-
-def rounded(gradient: _Block, head: _Block) -> _Block:
+def rounded(gradient: _Gradient, head: _Gradient) -> _Gradient:
     """The gradient in the dtypes of the head."""
     return jax.tree.map(lambda part, array: part.astype(array.dtype), gradient, head)
 
@@ -324,28 +311,6 @@ def _push_soft_cap(primals, tangents):
 def _finite(logits: Array) -> Array:
     """Logits with 0 in place of inf, whose product with 0 is NaN."""
     return jnp.where(jnp.isinf(logits), 0, logits)
-
-
-@overload
-def cut(array: HeldArray, start: Start, size: int, axis: int = ...) -> Array: ...
-@overload
-def cut(array: None, start: Start, size: int, axis: int = ...) -> None: ...
-def cut(array: HeldArray | None, start: Start, size: int, axis: int = -1) -> Array | None:
-    """A block of an array, or None of None."""
-    if array is None:
-        return None
-    array = jnp.asarray(array)
-    return array if array.shape[axis] == size else lax.dynamic_slice_in_dim(array, start, size, axis)
-
-
-def put(array: HeldArray, block: HeldArray, start: Start, axis: int = -1) -> Array:
-    """The array with a block replaced, in the array's dtype."""
-    block = jnp.asarray(block, array.dtype)
-    return block if array.shape == block.shape else lax.dynamic_update_slice_in_dim(array, block, start, axis)
-
-
-def _add(total: HeldArray, term: HeldArray) -> Array:
-    return jnp.asarray(total) + term.astype(total.dtype)
 
 
 def _row(rows: HeadRows, logits: Float[Array, "rows classes"], maximum: _PerRow) -> Row:

@@ -1,0 +1,221 @@
+"""Loops over blocks of classes and tiles of rows: how large they are, what arrays have in them, which are left out."""
+
+import enum
+from collections.abc import Callable
+from typing import TypeVar, overload
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.core import max_dim, min_dim
+from jaxtyping import Array, Bool, Integer
+
+from jaxce._autodiff import is_local
+from jaxce._mesh import vary
+from jaxce._types import HeldArray
+from jaxce._xla import keep
+
+_Carry = TypeVar("_Carry")
+_Tile = TypeVar("_Tile")
+_Tree = TypeVar("_Tree")
+Start = Array | int
+
+_FEW_ROWS = 256  # of which a matrix product is as fast, row for row, as of many
+_SHARE = 8  # of the rows that a tile has where some do not count, and of the logits that a block has
+
+
+class Along(enum.Enum):
+    """Which axes an array of a head has: that of the rows comes first, that of the classes last."""
+
+    NEITHER = enum.auto()
+    ROWS = enum.auto()
+    CLASSES = enum.auto()
+    BOTH = enum.auto()
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether there is an axis of rows."""
+        return self in (Along.ROWS, Along.BOTH)
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether there is an axis of classes."""
+        return self in (Along.CLASSES, Along.BOTH)
+
+    def add(self, total: HeldArray, term: HeldArray, start: Start, first: Start) -> Array:
+        """The total of all tiles and a tile's term, in the total's dtype: what has classes comes from one block."""
+        total = jnp.asarray(total)
+        if self is Along.NEITHER:
+            return total + term.astype(total.dtype)
+        if self is Along.CLASSES:
+            return put(total, term, start)
+        if self is Along.BOTH:
+            return put(total, put(cut(total, first, term.shape[0], axis=0), term, start), first, axis=0)
+        return put(total, cut(total, first, term.shape[0], axis=0) + term.astype(total.dtype), first, axis=0)
+
+
+def default_bytes(num_rows: int, num_classes: int, most: int) -> int:
+    """What a block of logits takes where nobody says so: a share of all, but neither little nor more than `most`."""
+    return min_dim(most, max_dim(2**22, 4 * num_rows * num_classes // _SHARE))
+
+
+def block_size(fitting: int, total: int) -> int:
+    """How much of a total goes into a block into which a number fits: at least 1. All of them may be symbolic."""
+    return min_dim(max_dim(1, fitting), max_dim(1, total))
+
+
+def rows_per_tile(num_rows: int, fitting: int, counts: Bool[Array, " rows"] | None) -> int:
+    """How many rows go into a tile into which a number fits: fewer than all where some need not be looked at.
+
+    All, if nobody knows how many there are, or where the partitioner has put them.
+    """
+    if not isinstance(num_rows, int) or not is_local.value:
+        return num_rows
+    size = block_size(fitting, num_rows)
+    return size if counts is None else min(size, max(_FEW_ROWS, -(-num_rows // _SHARE)))
+
+
+def over_blocks(step: Callable[[_Carry, Start, int], _Carry], carry: _Carry, total: int, size: int) -> _Carry:
+    """Runs `carry = step(carry, start, size)` over 0 … total in blocks; the last one may be smaller.
+
+    With symbolic sizes the last block stands alone, as nobody knows whether it is smaller, and a loop, which has one
+    step at least, has one more, in which nothing is done.
+    """
+
+    def step_of(carry, i):
+        return step(carry, i * size, size)
+
+    def step_if_any(carry, i):
+        return lax.cond(i < jnp.asarray(whole), step_of, lambda carry, _: carry, carry, i)
+
+    rest, whole = (total - 1) % size + 1, (total - 1) // size
+    if rest == size:  # and known
+        rest, whole = 0, whole + 1
+    if whole == 1:
+        carry = step(carry, 0, size)
+    elif whole != 0:
+        is_known = isinstance(whole, int)
+        steps = jnp.arange(whole if is_known else whole + 1, dtype=jnp.int32)
+        take = step_of if is_known else step_if_any
+        carry, _ = lax.scan(lambda carry, i: (take(carry, i), None), carry, steps)
+    if rest != 0:
+        # The barrier keeps XLA from turning the last slice into a padded array, a copy of the whole.
+        carry = step(carry, keep(jnp.asarray(whole * size, jnp.int32)), rest)
+    return carry
+
+
+def over_tiles(
+    make: Callable[[Start, int], _Tile],
+    add: Callable[[_Carry, _Tile, Start], _Carry],
+    carry: _Carry,
+    num_rows: int,
+    size: int,
+    counts: Bool[Array, " rows"] | None,
+) -> _Carry:
+    """Runs `carry = add(carry, make(first, number), first)` over tiles of rows.
+
+    Zeros stand for what `make` would return of a tile in which no row counts.
+    """
+
+    def make_if_any(first: Start, number: int) -> _Tile:
+        types = jax.eval_shape(lambda first: make(first, number), jnp.zeros((), jnp.int32))
+        zeros = jax.tree.map(lambda leaf: vary(jnp.zeros(leaf.shape, leaf.dtype), leaf.manual_axis_type.varying), types)
+        is_any = jnp.any(cut(counts, first, number))
+        return lax.cond(is_any, lambda: make(first, number), lambda: zeros)
+
+    make_tile = make if counts is None or size == num_rows else make_if_any
+
+    def step(carry: _Carry, first: Start, number: int) -> _Carry:
+        return add(carry, make_tile(first, number), first)
+
+    return over_blocks(step, carry, num_rows, size)
+
+
+def add_block(
+    make: Callable[[Start, int], _Tree],
+    total: _Tree,
+    along: _Tree,
+    start: Start,
+    num_rows: int,
+    size: int,
+    counts: Bool[Array, " rows"] | None,
+) -> _Tree:
+    """The total and the terms of a block of classes, which `make` returns for tiles of its rows."""
+    if size == num_rows:
+        return jax.tree.map(lambda along, *pair: along.add(*pair, start, 0), along, total, make(0, num_rows))
+
+    def add(carry: tuple[_Tree, _Tree], tile: _Tree, first: Start) -> tuple[_Tree, _Tree]:
+        def add_rows(along: Along, total: Array, term: Array) -> Array:
+            return total if along is Along.CLASSES else along.add(total, term, start, first)
+
+        def add_classes(along: Along, sums: Array, term: Array) -> Array:
+            return sums + term if along is Along.CLASSES else sums
+
+        return jax.tree.map(add_rows, along, carry[0], tile), jax.tree.map(add_classes, along, carry[1], tile)
+
+    def no_sums(along: Along, leaf: jax.ShapeDtypeStruct) -> Array:
+        shape = leaf.shape if along is Along.CLASSES else ()
+        return vary(jnp.zeros(shape, leaf.dtype), leaf.manual_axis_type.varying)
+
+    types = jax.eval_shape(lambda first: make(first, size), jnp.zeros((), jnp.int32))
+    carry = total, jax.tree.map(no_sums, along, types)
+    total, sums = over_tiles(make, add, carry, num_rows, size, counts)
+    return jax.tree.map(
+        lambda along, total, sums: put(total, sums, start) if along is Along.CLASSES else total, along, total, sums
+    )
+
+
+class Order:
+    """The rows that count before those that do not, so that few tiles have one; or all where they are."""
+
+    def __init__(self, counts: Bool[Array, " rows"] | None, size: int, *, is_cheap: bool):
+        """Of tiles of a size, if it is cheap to move the rows."""
+        self.places = None
+        if counts is not None and size != counts.shape[0] and is_cheap:
+            self.places: Integer[Array, " rows"] | None = jnp.argsort(~counts, stable=True)
+
+    def of(self, tree: _Tree, along: object = None) -> _Tree:
+        """Arrays in this order, if they have rows; all of them have, if nothing is said of it."""
+        return self._moved(tree, along, self.places)
+
+    def restored(self, tree: _Tree, along: object = None) -> _Tree:
+        """Arrays of this order as the rows were."""
+        return self._moved(tree, along, None if self.places is None else jnp.argsort(self.places))
+
+    def _moved(self, tree: _Tree, along: object, places: Integer[Array, " rows"] | None) -> _Tree:
+        if places is None:
+            return tree
+
+        def moved(array: Array, along: Along = Along.ROWS) -> Array:
+            how = {"mode": "promise_in_bounds", "unique_indices": True}
+            return jnp.asarray(array).at[places].get(**how) if along.has_rows else array
+
+        return jax.tree.map(moved, tree) if along is None else jax.tree.map(moved, tree, along)
+
+
+@overload
+def cut(array: HeldArray, start: Start, size: int, axis: int = ...) -> Array: ...
+@overload
+def cut(array: None, start: Start, size: int, axis: int = ...) -> None: ...
+def cut(array: HeldArray | None, start: Start, size: int, axis: int = -1) -> Array | None:
+    """A block of an array, or None of None."""
+    if array is None:
+        return None
+    array = jnp.asarray(array)
+    return array if array.shape[axis] == size else lax.dynamic_slice_in_dim(array, start, size, axis)
+
+
+def cut_tile(tree: _Tree, along: object, start: Start, size: int, first: Start, number: int) -> _Tree:
+    """The classes of a block, and the rows of a tile, of arrays that have them."""
+
+    def of(array: HeldArray, along: Along) -> HeldArray:
+        array = cut(array, start, size) if along.has_classes else array
+        return cut(array, first, number, axis=0) if along.has_rows else array
+
+    return jax.tree.map(of, tree, along)
+
+
+def put(array: HeldArray, block: HeldArray, start: Start, axis: int = -1) -> Array:
+    """The array with a block replaced, in the array's dtype."""
+    block = jnp.asarray(block, array.dtype)
+    return block if array.shape == block.shape else lax.dynamic_update_slice_in_dim(array, block, start, axis)
