@@ -213,15 +213,15 @@ _rule_p.def_abstract_eval(_types)
 
 @_rule_p.def_impl
 def _run_now(*arguments: Array, **how: Any) -> list[Array]:
-    with is_local(all(len(array.sharding.device_set) == 1 for array in arguments)):
+    with is_local(all(len(array.sharding.device_set) == 1 for array in arguments if isinstance(array, jax.Array))):
         return _run_flat(*arguments, **how)
 
 
-def _lower(context: mlir.LoweringRuleContext, *arguments: Any, **how: Any) -> Any:
-    around = context.module_context.axis_context
+def _lower(lowering: mlir.LoweringRuleContext, *arguments: Any, **how: Any) -> Any:
+    around = lowering.module_context.axis_context
     split = around.num_devices > 1 if hasattr(around, "num_devices") else {*around.mesh.axis_names} - around.manual_axes
     with is_local(not split):
-        return mlir.lower_fun(_run_flat, multiple_results=True)(context, *arguments, **how)
+        return mlir.lower_fun(_run_flat, multiple_results=True)(lowering, *arguments, **how)
 
 
 mlir.register_lowering(_rule_p, _lower)

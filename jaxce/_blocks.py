@@ -119,7 +119,7 @@ def over_tiles(
 
     def make_if_any(first: Start, number: int) -> _Tile:
         types = jax.eval_shape(lambda first: make(first, number), jnp.zeros((), jnp.int32))
-        zeros = jax.tree.map(lambda leaf: vary(jnp.zeros(leaf.shape, leaf.dtype), leaf.manual_axis_type.varying), types)
+        zeros = jax.tree.map(_zeros, types)
         is_any = jnp.any(cut(counts, first, number))
         return lax.cond(is_any, lambda: make(first, number), lambda: zeros)
 
@@ -129,6 +129,12 @@ def over_tiles(
         return add(carry, make_tile(first, number), first)
 
     return over_blocks(step, carry, num_rows, size)
+
+
+def _zeros(leaf: jax.ShapeDtypeStruct) -> Array:
+    """Zeros of a type, which is also one of a device's own numbers or of all devices'."""
+    axes = leaf.manual_axis_type.varying if leaf.manual_axis_type is not None else ()
+    return vary(jnp.zeros(leaf.shape, leaf.dtype), axes)
 
 
 def add_block(
@@ -154,8 +160,7 @@ def add_block(
         return jax.tree.map(add_rows, along, carry[0], tile), jax.tree.map(add_classes, along, carry[1], tile)
 
     def no_sums(along: Along, leaf: jax.ShapeDtypeStruct) -> Array:
-        shape = leaf.shape if along is Along.CLASSES else ()
-        return vary(jnp.zeros(shape, leaf.dtype), leaf.manual_axis_type.varying)
+        return _zeros(leaf) if along is Along.CLASSES else jnp.zeros(())
 
     types = jax.eval_shape(lambda first: make(first, size), jnp.zeros((), jnp.int32))
     carry = total, jax.tree.map(no_sums, along, types)

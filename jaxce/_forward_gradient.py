@@ -131,9 +131,9 @@ def _by_blocks(leaves, structure, of_rows, moving) -> tuple[_Total, list[Array]]
     return total, order.restored(gradients, [along[i] for i in moving])
 
 
-def _is_large(part: Array | LinearLogits) -> bool:
+def _is_large(part: object) -> bool:
     """Whether logits, or distributions, are held over rows and classes."""
-    return not isinstance(part, LinearLogits) and part.ndim > 1
+    return isinstance(part, Array) and part.ndim > 1
 
 
 def _value_and_gradients(loss: _Formula, rows: Rows) -> tuple[_Total, tuple[_Formula, Rows]]:
