@@ -36,6 +36,10 @@ class LinearLogits:
     rounded. It is for scalar reductions and first derivatives: where another derivative is taken, or the losses of the
     rows are returned, the backward pass recomputes. Without a derivative, neither way computes a gradient.
 
+    Rows that do not count cost nothing: those that count are brought together, and of tiles in which none does no
+    logits are made. That is on one device, and on every device of a mesh by itself if it is told how the rows are split,
+    by types or names; not where the targets are distributions, of which only stretches are left out.
+
     Attributes:
         hidden: (..., D), any floating dtype. The products with `kernel` are in the dtype of both, accumulated in at
             least float32; their precision is that of `jax.default_matmul_precision`.
@@ -44,9 +48,10 @@ class LinearLogits:
         bias: (V,), floating. −inf leaves a class out, unless there is a softcap.
         softcap: s > 0, scalar. Gemma 2 has 30.
         temperature: T in [1e-9, 1e9], scalar, or an array of the rows' shape, which is hidden's without features.
-        block_bytes: what one block of logits may take in float32. None is 64 MiB for blocks of classes, or as much as
-            512 classes need, and 512 MiB for blocks of rows. For N rows a block has max(1, block_bytes // 4N) classes,
-            or max(1, block_bytes // 4V) rows.
+        block_bytes: what one block of logits may take in float32. None is an eighth of all, but at least 4 MiB, and at
+            most 64 MiB for blocks of classes and 512 MiB for blocks of rows. For N rows a block has
+            max(1, block_bytes // 4N) classes, or max(1, block_bytes // 4V) rows. Of so many rows that it would have
+            fewer than 512 classes, and fewer than N / 16, it has that many, and its rows come in tiles.
         recompute: whether the backward pass makes the logits again. None does so where `kernel` is narrower than
             float32, so that its float32 gradient would be an array of its own, the largest of the step; and not
             otherwise.
