@@ -373,3 +373,20 @@ def squeeze_hint(name: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> 
     if wanted == (*shape, 1):
         return f" Add an axis: {name}[..., None]."
     return ""
+
+
+def check_extras(rows: object, rows_shape: tuple[int, ...]) -> object:
+    """Checks what a loss of one's own has for every row beside its logits."""
+
+    def check(path: tuple[object, ...], value: object) -> HeldArray:
+        name = f"rows{jax.tree_util.keystr(path)}"
+        array = as_array(name, value)
+        check_shape(name, array, "the losses", rows_shape)
+        return array
+
+    return jax.tree.map_with_path(check, rows)
+
+
+def named_extras(extras: object) -> dict[str, HeldArray]:
+    """The arrays that a loss of one's own has for every row, by the names that errors have for them."""
+    return {f"rows{jax.tree_util.keystr(path)}": array for path, array in jax.tree.leaves_with_path(extras)}

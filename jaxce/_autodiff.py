@@ -218,7 +218,7 @@ def _run_now(*arguments: Array, **how: Any) -> list[Array]:
 
 
 def _lower(lowering: mlir.LoweringRuleContext, *arguments: Any, **how: Any) -> Any:
-    around = lowering.module_context.axis_context
+    around: Any = lowering.module_context.axis_context  # of a partitioned program, or of `shard_map`
     split = around.num_devices > 1 if hasattr(around, "num_devices") else {*around.mesh.axis_names} - around.manual_axes
     with is_local(not split):
         return mlir.lower_fun(_run_flat, multiple_results=True)(lowering, *arguments, **how)

@@ -120,7 +120,7 @@ def over_tiles(
     def make_if_any(first: Start, number: int) -> _Tile:
         types = jax.eval_shape(lambda first: make(first, number), jnp.zeros((), jnp.int32))
         zeros = jax.tree.map(_zeros, types)
-        is_any = jnp.any(cut(counts, first, number))
+        is_any = jnp.any(cut(jnp.asarray(counts), first, number))
         return lax.cond(is_any, lambda: make(first, number), lambda: zeros)
 
     make_tile = make if counts is None or size == num_rows else make_if_any
@@ -145,10 +145,15 @@ def add_block(
     num_rows: int,
     size: int,
     counts: Bool[Array, " rows"] | None,
+    scatter: Callable[[_Tree], _Tree],
 ) -> _Tree:
-    """The total and the terms of a block of classes, which `make` returns for tiles of its rows."""
+    """The total and the terms of a block of classes, which `make` returns for tiles of its rows.
+
+    `scatter` makes of the sums over all rows what this device is to have of them.
+    """
     if size == num_rows:
-        return jax.tree.map(lambda along, *pair: along.add(*pair, start, 0), along, total, make(0, num_rows))
+        terms = scatter(make(0, num_rows))
+        return jax.tree.map(lambda along, *pair: along.add(*pair, start, 0), along, total, terms)
 
     def add(carry: tuple[_Tree, _Tree], tile: _Tree, first: Start) -> tuple[_Tree, _Tree]:
         def add_rows(along: Along, total: Array, term: Array) -> Array:
@@ -165,6 +170,7 @@ def add_block(
     types = jax.eval_shape(lambda first: make(first, size), jnp.zeros((), jnp.int32))
     carry = total, jax.tree.map(no_sums, along, types)
     total, sums = over_tiles(make, add, carry, num_rows, size, counts)
+    sums = scatter(sums)
     return jax.tree.map(
         lambda along, total, sums: put(total, sums, start) if along is Along.CLASSES else total, along, total, sums
     )

@@ -18,7 +18,19 @@ from jaxtyping import Array, Bool, Float
 from jaxce._autodiff import rule
 from jaxce._blocks import Along, Order, Start, add_block, cut, cut_tile, over_blocks, over_tiles, put
 from jaxce._conventions import accumulator, silence, without_padding
-from jaxce._head import along_of, finish, head_gradient, no_gradient, project, rounded, soften, tile_shape
+from jaxce._head import (
+    along_of,
+    finish,
+    gather_features,
+    head_gradient,
+    keep_no_kernel,
+    no_gradient,
+    project,
+    rounded,
+    scatter_features,
+    soften,
+    tile_shape,
+)
 from jaxce._logits import LinearLogits
 from jaxce._mesh import Classes, vary, varying
 from jaxce._rule import over_rows, row_maximum
@@ -333,6 +345,17 @@ class Heads(NamedTuple):
         tile = cut_tile(self, self.along, start, size, first, number)
         return tile._replace(real=None if self.real is None else self.real - start)
 
+    def gathered(self, start: Start, size: int) -> tuple["Heads", Start]:
+        """Heads that have all features of a block of classes, and where this starts in them."""
+        if not any(isinstance(head, LinearLogits) and head.feature_axis_name for head in (self.student, self.teacher)):
+            return self, start
+        block = self.tile(start, size, 0, self.student.shape[0])
+        return block.with_models(gather_features), 0
+
+    def with_models(self, function: Callable[[Any], Any]) -> "Heads":
+        """The same with a function of either model's logits in their place."""
+        return self._replace(student=function(self.student), teacher=function(self.teacher))
+
     def logits(self) -> tuple[_Held, _Held]:
         """The logits of student and teacher, and what makes of a gradient by them that by what they consist of."""
         return self._held(self.student), self._held(self.teacher)
@@ -363,8 +386,10 @@ def distance_of_heads(heads: Heads) -> Distance:
     nothing = vary(Part((least, least), (zeros, zeros), zeros - jnp.inf, zeros), varying(heads))
 
     def join_block(part: Part, start: Start, size: int) -> Part:
+        gathered, own_start = heads.gathered(start, size)
+
         def part_of_tile(first: Start, number: int) -> Part:
-            (z, _), (t, _) = heads.tile(start, size, first, number).logits()
+            (z, _), (t, _) = gathered.tile(own_start, size, first, number).logits()
             pairs = Pair(z, t, temperature, None, None, heads.classes)
             return jax.vmap(_part, in_axes=(PAIR_AXES,))(pairs)
 
@@ -390,12 +415,15 @@ def sum_heads(of_row: Callable[..., _Result], heads: Heads, numbers: object, not
     nothing = vary(nothing, varying(heads))
 
     def add_block_of_sums(sums: _Result, start: Start, size: int) -> _Result:
+        gathered, own_start = heads.gathered(start, size)
+
         def sums_of_tile(first: Start, number: int) -> _Result:
-            return _sums_of_tile(of_row, heads, numbers, start, size, first, number)
+            return _sums_of_tile(of_row, gathered, numbers, own_start, size, first, number)
 
         block = over_tiles(sums_of_tile, _put_rows, nothing, num_rows, rows_at_once, heads.counts)
         return jax.tree.map(jnp.add, sums, block)
 
+    add_block_of_sums = keep_no_kernel(add_block_of_sums, heads.student, heads.teacher)
     return order.restored(over_blocks(add_block_of_sums, nothing, num_classes, classes_at_once))
 
 
@@ -417,11 +445,17 @@ def pull_heads(gradient: Gradient, heads: Heads, numbers: object, cotangents: ob
     )
 
     def add_gradient(total: Heads, start: Start, size: int) -> Heads:
+        gathered, own_start = heads.gathered(start, size)
+
         def of_tile(first: Start, number: int) -> Heads:
-            return _gradient_of_tile(gradient, heads, numbers, cotangents, start, size, first, number)
+            return _gradient_of_tile(gradient, gathered, numbers, cotangents, own_start, size, first, number)
 
-        return add_block(of_tile, total, along, start, num_rows, rows_at_once, heads.counts)
+        def scatter(block: Heads) -> Heads:
+            return block.with_models(scatter_features)
 
+        return add_block(of_tile, total, along, start, num_rows, rows_at_once, heads.counts, scatter)
+
+    add_gradient = keep_no_kernel(add_gradient, heads.student, heads.teacher)
     total = over_blocks(add_gradient, zeros, num_classes, classes_at_once)
     total = total._replace(
         student=rounded(total.student, heads.student),

@@ -68,11 +68,13 @@ def recomputes(inputs: ClassInputs, reduction: str) -> bool:
     """Whether the backward pass works on the logits; if not, the forward pass makes the gradients.
 
     By the first lazy logits' word, and without one by the rule that `LinearLogits` states. Logits that are held are
-    there for the backward pass, and losses of rows have no gradient that could be made before.
+    there for the backward pass, and losses of rows have no gradient that could be made before. Of a kernel whose
+    features are split, blocks of rows would gather all.
     """
-    lazy = next((logits for logits in (inputs.logits, inputs.targets) if isinstance(logits, LinearLogits)), None)
-    if lazy is None or reduction == "none":
+    all_lazy = [logits for logits in (inputs.logits, inputs.targets) if isinstance(logits, LinearLogits)]
+    if not all_lazy or reduction == "none" or any(logits.feature_axis_name for logits in all_lazy):
         return True
+    lazy = all_lazy[0]
     return lazy.kernel.dtype.itemsize < 4 if lazy.recompute is None else lazy.recompute
 
 

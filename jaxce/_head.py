@@ -6,6 +6,7 @@ applies the rule of `_rule` to it and multiplies the result into the gradients o
 """
 
 import operator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar, overload
@@ -40,7 +41,9 @@ from jaxce._slice import Asked, Slice, empty, merge, merge_devices
 
 _PerRow = Float[Array, " rows"]
 _PerClass = Float[Array, " classes"]
+_Carry = TypeVar("_Carry")
 _Gradient = TypeVar("_Gradient")
+_Head = TypeVar("_Head", bound=LinearLogits | Array)
 
 
 class HeadRows(NamedTuple):
@@ -95,6 +98,13 @@ class HeadRows(NamedTuple):
             tile = tile._replace(targets=tile.targets - start)
         return tile._replace(real=None if self.real is None else self.real - start)
 
+    def gathered(self, start: Start, size: int) -> tuple["HeadRows", Start]:
+        """Rows that have all features of a block of classes, and where this starts in them."""
+        if not self.head.feature_axis_name:
+            return self, start
+        block = self.tile(start, size, 0, self.head.shape[0])
+        return block._replace(head=gather_features(block.head)), 0
+
 
 def _forward(rows: HeadRows) -> Numbers:
     dtype = rows.dtype
@@ -107,8 +117,10 @@ def _forward(rows: HeadRows) -> Numbers:
     nothing = vary(nothing, varying(rows))
 
     def merge_block(slices: Slice, start: Start, size: int) -> Slice:
+        block, own_start = rows.gathered(start, size)
+
         def slice_of_tile(first: Start, number: int) -> Slice:
-            tile = rows.tile(start, size, first, number)
+            tile = block.tile(own_start, size, first, number)
             logits = finish(project(tile.head, tile.counts, dtype), tile.head)
             maximum = row_maximum(logits, dtype, tile.real)
             return jax.vmap(slice_row, in_axes=(ROW_AXES,))(_row(tile, logits, maximum)).numbered_from(start)
@@ -134,11 +146,17 @@ def _backward(rows: HeadRows, numbers: Numbers, cotangents: Numbers) -> HeadRows
     zeros = jax.tree.map(jnp.zeros_like, rows._replace(**no_derivative))._replace(head=no_gradient(rows.head))
 
     def add_gradient(gradient: HeadRows, start: Start, size: int) -> HeadRows:
+        block, own_start = rows.gathered(start, size)
+
         def of_tile(first: Start, number: int) -> HeadRows:
-            return _gradient_of_tile(rows, numbers, cotangents, start, size, first, number)
+            return _gradient_of_tile(block, numbers, cotangents, own_start, size, first, number)
 
-        return add_block(of_tile, gradient, along, start, num_rows, rows_at_once, rows.counts)
+        def scatter(block: HeadRows) -> HeadRows:
+            return block._replace(head=scatter_features(block.head))
 
+        return add_block(of_tile, gradient, along, start, num_rows, rows_at_once, rows.counts, scatter)
+
+    add_gradient = keep_no_kernel(add_gradient, rows.head)
     gradient = over_blocks(add_gradient, zeros, num_classes, classes_at_once)
     return order.restored(gradient._replace(head=rounded(gradient.head, rows.head)), along)
 
@@ -203,6 +221,28 @@ def tile_shape(head: LinearLogits | Array, counts: Array | None) -> tuple[int, i
     few_classes = min_dim(512, num_rows // 16)
     classes = block_size(max_dim(few_classes, most // (4 * max_dim(1, num_rows))), num_classes)
     return rows_per_tile(num_rows, most // (4 * classes), counts), classes
+
+
+def gather_features(head: _Head) -> _Head:
+    """Logits whose kernel has all features, of which a device holds a slice; what is held stays as it is."""
+    if not isinstance(head, LinearLogits) or not head.feature_axis_name:
+        return head
+    return replace(head, kernel=lax.all_gather(head.kernel, head.feature_axis_name, axis=0, tiled=True))
+
+
+def scatter_features(gradient: _Head) -> _Head:
+    """The transpose: of the kernel's gradient, what the rows of all devices add to this one's features."""
+    if not isinstance(gradient, LinearLogits) or not gradient.feature_axis_name:
+        return gradient
+    kernel = lax.psum_scatter(gradient.kernel, gradient.feature_axis_name, scatter_dimension=0, tiled=True)
+    return replace(gradient, kernel=kernel)
+
+
+def keep_no_kernel(step: Callable[..., _Carry], *heads: LinearLogits | Array) -> Callable[..., _Carry]:
+    """A step of a loop whose derivative does not keep what it has gathered."""
+    if any(isinstance(head, LinearLogits) and head.feature_axis_name for head in heads):
+        return jax.checkpoint(step, prevent_cse=False, static_argnums=2)
+    return step
 
 
 def project(head: LinearLogits, counts: Array | None, dtype: np.dtype) -> Float[Array, "rows classes"]:

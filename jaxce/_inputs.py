@@ -7,7 +7,7 @@ comes out is a pytree that the jitted half of a loss takes.
 import math
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple, SupportsIndex
+from typing import NamedTuple, SupportsIndex, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec
 from jaxce._arguments import (
     as_array,
     check_axis,
+    check_extras,
     check_floating,
     check_integer,
     check_numbers,
@@ -29,6 +30,7 @@ from jaxce._arguments import (
     check_weights_and_mask,
     dtype_in_jax,
     known_to_count,
+    named_extras,
     row_temperatures,
     shown,
     squeeze_hint,
@@ -43,9 +45,11 @@ from jaxce._split import (
     check_classes_vary,
     check_rows_vary,
     check_same,
+    find_features,
     find_label_split,
     find_split,
     slice_hint,
+    slices_of,
 )
 from jaxce._targets import SparseTargets, Targets
 from jaxce._types import (
@@ -61,6 +65,8 @@ from jaxce._types import (
     RowMask,
     RowWeights,
 )
+
+_Logits = TypeVar("_Logits")
 
 
 @partial(
@@ -114,7 +120,7 @@ class ClassInputs:
                 return rows
             if not isinstance(logits, LinearLogits):
                 return self.split.spec(logits.ndim, self.axis)
-            kernel = PartitionSpec(None, *classes)
+            kernel = PartitionSpec(logits.feature_axis_name, *classes)
             whole = PartitionSpec()
             temperature = whole if row_temperatures(logits) is None else rows
             return replace(logits, hidden=rows, kernel=kernel, bias=classes, softcap=whole, temperature=temperature)
@@ -219,7 +225,7 @@ def check_classes(
             )
     weights, where = check_weights_and_mask(weights, where, rows_shape)
     class_vector = _check_class_vector(class_vector, size)
-    extras = _check_extras(extras, rows_shape)
+    extras = check_extras(extras, rows_shape)
     inputs = ClassInputs(logits, targets, weights, class_weights, where, axis, class_vector, ignore_index)
     inputs = replace(inputs, extras=extras, name=name)
     inputs = _check_mesh(inputs, name, on_mesh or OnMesh())
@@ -236,7 +242,7 @@ def check_classes(
 def _check_mesh(inputs: ClassInputs, name: str, on_mesh: OnMesh) -> ClassInputs:
     """Checks how the classes and the rows are split, and how many classes are real."""
     targets, num_classes = inputs.targets, on_mesh.num_classes
-    of_rows = {"weights": inputs.weights, "where": inputs.where} | _named(inputs.extras)
+    of_rows = {"weights": inputs.weights, "where": inputs.where} | named_extras(inputs.extras)
     of_rows |= {"temperature": row_temperatures(inputs.logits)}
     of_rows |= {f"{inputs.targets_name}.temperature": row_temperatures(targets)}
     of_classes = {"class_weights": inputs.class_weights, "class_vector": inputs.class_vector}
@@ -260,7 +266,10 @@ def _check_mesh(inputs: ClassInputs, name: str, on_mesh: OnMesh) -> ClassInputs:
     if isinstance(targets, LinearLogits):
         kernel = next(holder for holder in of_targets if holder.classes_at is not None)
         check_classes_vary(split.class_axes, f"{inputs.targets_name}.kernel", kernel.array)
-    inputs = replace(inputs, split=split)
+    logits = _with_features(inputs.logits, split, "")
+    inputs = replace(
+        inputs, logits=logits, targets=_with_features(targets, split, f"{inputs.targets_name}."), split=split
+    )
     if num_classes is not None:
         num_classes = check_integer("num_classes", num_classes)
         most = inputs.classes.number
@@ -271,6 +280,14 @@ def _check_mesh(inputs: ClassInputs, name: str, on_mesh: OnMesh) -> ClassInputs:
                 f"{shown(num_classes)}."
             )
     return replace(inputs, num_classes=num_classes)
+
+
+def _with_features(logits: _Logits, split: Split, prefix: str) -> _Logits:
+    """Logits, which know the mesh axes of their kernel's features if they are lazy."""
+    if not isinstance(logits, LinearLogits):
+        return logits
+    names = find_features(split, f"{prefix}kernel", logits.kernel, logits.feature_axis_name)
+    return replace(logits, feature_axis_name=names)
 
 
 def _holders(name: str, logits: HeldArray | LinearLogits, axis: int) -> list[Holder]:
@@ -314,9 +331,11 @@ def _check_linear(logits: LinearLogits, prefix: str = "") -> LinearLogits:
     bias, softcap, temperature, block_bytes = logits.bias, logits.softcap, logits.temperature, logits.block_bytes
     if hidden.ndim == 0:
         raise ValueError(f"`{hidden_name}` must have shape (..., D), features last; got shape ().")
-    width = hidden.shape[-1]
-    if kernel.ndim != 2 or kernel.shape[0] != width:
+    width, count = hidden.shape[-1], slices_of(logits.feature_axis_name)
+    if kernel.ndim != 2 or kernel.shape[0] * count != width:
         hint = f" Is it (V, D)? Pass {kernel_name}.T." if kernel.ndim == 2 and kernel.shape[1] == width else ""
+        hint = hint if count == 1 else f" Its features are one of {count} slices, and hidden has all of them."
+        width = width if count == 1 else f"{width} / {count}"
         raise ValueError(
             f"`{kernel_name}` must have shape ({width}, V), features of `{hidden_name}` first and classes last; got "
             f"{kernel.shape} with `{hidden_name}` of shape {hidden.shape}.{hint}"
@@ -347,6 +366,7 @@ def _check_linear(logits: LinearLogits, prefix: str = "") -> LinearLogits:
         bias=bias,
         softcap=softcap,
         temperature=temperature,
+        feature_axis_name=logits.feature_axis_name,
         block_bytes=block_bytes,
         recompute=logits.recompute,
     )
@@ -366,23 +386,6 @@ def _check_logits(
             f"`axis` must be -1 for LinearLogits, whose classes are last; got {axis} of {logits.ndim} axes."
         )
     return logits, axis
-
-
-def _check_extras(rows: object, rows_shape: tuple[int, ...]) -> object:
-    """Checks what a loss of one's own has for every row beside its logits."""
-
-    def check(path: tuple[object, ...], value: object) -> HeldArray:
-        name = f"rows{jax.tree_util.keystr(path)}"
-        array = as_array(name, value)
-        check_shape(name, array, "the losses", rows_shape)
-        return array
-
-    return jax.tree.map_with_path(check, rows)
-
-
-def _named(extras: object) -> dict[str, HeldArray]:
-    """The arrays that a loss of one's own has for every row, by the names that errors have for them."""
-    return {f"rows{jax.tree_util.keystr(path)}": array for path, array in jax.tree.leaves_with_path(extras)}
 
 
 def _check_class_vector(vector: ClassVector | None, num_classes: int) -> HeldArray | None:

@@ -60,6 +60,7 @@ def linear_cross_entropy(
     ignore_index: SupportsIndex | None = None,
     label_smoothing: Scalar = 0.0,
     z_loss: Scalar = 0.0,
+    feature_axis_name: AxisName | None = None,
     block_bytes: SupportsIndex | None = None,
     recompute: bool | None = None,
     num_classes: SupportsIndex | None = None,
@@ -85,6 +86,7 @@ def linear_cross_entropy(
         ignore_index: label of rows that do not count; labels only.
         label_smoothing: ε in [0, 1].
         z_loss: λ ≥ 0.
+        feature_axis_name: mesh axes that split the features of `kernel`, as in `LinearLogits`.
         block_bytes: what one block of logits may take in float32, as in `LinearLogits`.
         recompute: whether the backward pass makes the logits again, as in `LinearLogits`.
         num_classes: how many classes there are in all, as in `cross_entropy`. Padding of `kernel` and `bias` must be
@@ -124,6 +126,7 @@ def linear_cross_entropy(
         bias=bias,
         softcap=softcap,
         temperature=temperature,
+        feature_axis_name=feature_axis_name,
         block_bytes=block_bytes,
         recompute=recompute,
     )

@@ -8,13 +8,13 @@ import jax
 import numpy as np
 
 from jaxce._conventions import accumulator
-from jaxce._types import ClassVector, HeldArray, Hidden, Kernel, Scalar
+from jaxce._types import AxisName, ClassVector, HeldArray, Hidden, Kernel, Scalar
 
 
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["hidden", "kernel", "bias", "softcap", "temperature"],
-    meta_fields=["block_bytes", "recompute"],
+    meta_fields=["feature_axis_name", "block_bytes", "recompute"],
 )
 @dataclass(frozen=True, init=False)
 class LinearLogits:
@@ -37,8 +37,8 @@ class LinearLogits:
     rows are returned, the backward pass recomputes. Without a derivative, neither way computes a gradient.
 
     Rows that do not count cost nothing: those that count are brought together, and of tiles in which none does no
-    logits are made. That is on one device, and on every device of a mesh by itself if it is told how the rows are split,
-    by types or names; not where the targets are distributions, of which only stretches are left out.
+    logits are made. Of distributions, whose rows are not moved, stretches are left out. On a mesh every device does so
+    by itself, if types or names say how the rows are split.
 
     Attributes:
         hidden: (..., D), any floating dtype. The products with `kernel` are in the dtype of both, accumulated in at
@@ -48,6 +48,9 @@ class LinearLogits:
         bias: (V,), floating. −inf leaves a class out, unless there is a softcap.
         softcap: s > 0, scalar. Gemma 2 has 30.
         temperature: T in [1e-9, 1e9], scalar, or an array of the rows' shape, which is hidden's without features.
+        feature_axis_name: mesh axes that split the features of `kernel` (FSDP), and the rows too; hidden has all
+            features. A block of the kernel is gathered when it is used and its gradient is scattered, so that no device
+            holds the kernel whole; the backward pass recomputes. On an Explicit mesh the types say it.
         block_bytes: what one block of logits may take in float32. None is an eighth of all, but at least 4 MiB, and at
             most 64 MiB for blocks of classes and 512 MiB for blocks of rows. For N rows a block has
             max(1, block_bytes // 4N) classes, or max(1, block_bytes // 4V) rows. Of so many rows that it would have
@@ -75,6 +78,7 @@ class LinearLogits:
     bias: HeldArray | None
     softcap: HeldArray | None
     temperature: HeldArray | None
+    feature_axis_name: AxisName | None
     block_bytes: SupportsIndex | None
     recompute: bool | None
 
@@ -86,12 +90,15 @@ class LinearLogits:
         bias: ClassVector | None = None,
         softcap: Scalar | None = None,
         temperature: Scalar | None = None,
+        feature_axis_name: AxisName | None = None,
         block_bytes: SupportsIndex | None = None,
         recompute: bool | None = None,
     ):
         # As they came: where the logits are read, the door makes arrays of them.
         arrays = {"hidden": hidden, "kernel": kernel, "bias": bias, "softcap": softcap, "temperature": temperature}
-        for name, value in (arrays | {"block_bytes": block_bytes, "recompute": recompute}).items():
+        names = tuple(feature_axis_name) if isinstance(feature_axis_name, list) else feature_axis_name  # to be hashable
+        settings = {"feature_axis_name": names, "block_bytes": block_bytes, "recompute": recompute}
+        for name, value in (arrays | settings).items():
             object.__setattr__(self, name, value)
 
     @property

@@ -135,6 +135,36 @@ def check_classes_vary(classes: tuple[str, ...], name: str, array: HeldArray) ->
         )
 
 
+def find_features(split: Split, name: str, kernel: HeldArray, feature_axis_name: AxisName | None) -> tuple[str, ...]:
+    """Which of the mesh axes that split the rows split a kernel's features: by the caller's word, or its type."""
+    named, rows = _names("feature_axis_name", feature_axis_name), {axis for axes in split.rows for axis in axes}
+    if not named:
+        return tuple(axis for axis in _explicit(kernel)[0] if axis in rows) if split.is_whole else ()
+    if not rows.issuperset(named):
+        raise ValueError(
+            f"`feature_axis_name` names {_listed(set(named) - rows)}, which do not split the rows. The devices that "
+            f"share the features of `{name}` must each have rows of their own: name the axes in `batch_axis_name` too."
+        )
+    if split.is_whole:
+        count = math.prod((split.mesh or jax.sharding.get_abstract_mesh()).shape[axis] for axis in named)
+        if kernel.shape[0] % count:
+            raise ValueError(
+                f"{count} devices along {_listed(named)} cannot share {kernel.shape[0]} features of `{name}` evenly."
+            )
+    elif same := set(named) - varying(kernel):
+        raise ValueError(
+            f"`feature_axis_name` names {_listed(same)}, but all devices along it hold the same `{name}`: its features "
+            "are not split. Split them by the in_specs of `shard_map`, or leave the name out."
+        )
+    return named
+
+
+def slices_of(feature_axis_name: AxisName | None) -> int:
+    """Of how many slices an array is one, here: 1 outside `shard_map`."""
+    inside = jax.sharding.get_abstract_mesh().manual_axes
+    return math.prod(lax.axis_size(name) for name in _names("feature_axis_name", feature_axis_name) if name in inside)
+
+
 def check_same(split: Split, arrays: Mapping[str, HeldArray | None]) -> None:
     """What has no classes must be the same where classes are split: else every device would have a loss of its own."""
     for name, array in arrays.items():

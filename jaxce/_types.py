@@ -101,6 +101,7 @@ class HeadOptions(TypedDict, total=False):
     bias: ClassVector | None
     softcap: Scalar | None
     temperature: Scalar | None
+    feature_axis_name: AxisName | None
     block_bytes: SupportsIndex | None
     recompute: bool | None
 
