@@ -39,6 +39,9 @@ from jaxce._mesh import Classes, vary, varying
 from jaxce._rule import ROW_AXES, Numbers, Row, numbers_of, row_maximum, slice_gradient, slice_row, sum_rows
 from jaxce._slice import Asked, Slice, empty, merge, merge_devices
 
+# What the user says of products that take bfloat16 and return float32.
+_IN_BFLOAT16 = ("bfloat16", "BF16_BF16_F32")
+
 _PerRow = Float[Array, " rows"]
 _PerClass = Float[Array, " classes"]
 _Carry = TypeVar("_Carry")
@@ -286,8 +289,12 @@ def rounded(gradient: _Gradient, head: _Gradient) -> _Gradient:
 
 def _operands(head: LinearLogits) -> tuple[Array, Array]:
     hidden, kernel = jnp.asarray(head.hidden), jnp.asarray(head.kernel)
-    is_multiplied = hidden.dtype == kernel.dtype and jnp.finfo(hidden.dtype).bits >= 8  # float4 is by no backend
-    dtype = hidden.dtype if is_multiplied else accumulator(hidden, kernel)
+    config: Any = jax.config  # whose type knows none of its values
+    if hidden.dtype == kernel.dtype and jnp.finfo(hidden.dtype).bits >= 8:  # float4 is by no backend
+        return hidden, kernel
+    narrow = {hidden.dtype, kernel.dtype} == {jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)}
+    in_bfloat16 = narrow and config.jax_default_matmul_precision in _IN_BFLOAT16
+    dtype = jnp.dtype(jnp.bfloat16) if in_bfloat16 else accumulator(hidden, kernel)
     return hidden.astype(dtype), kernel.astype(dtype)
 
 

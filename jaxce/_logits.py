@@ -42,7 +42,8 @@ class LinearLogits:
 
     Attributes:
         hidden: (..., D), any floating dtype. The products with `kernel` are in the dtype of both, accumulated in at
-            least float32; their precision is that of `jax.default_matmul_precision`.
+            least float32; their precision is that of `jax.default_matmul_precision`. Those of bfloat16 and float32 are
+            in float32, or where that precision is "bfloat16" or "BF16_BF16_F32" in bfloat16, as in `flax`'s Dense.
         kernel: (D, V), any floating dtype, as in `flax`'s Dense. Of tied embeddings (V, D) pass `embedding.T`: GPUs
             and TPUs read it as it lies. A TPU may copy the finished gradient, where V is large.
         bias: (V,), floating. −inf leaves a class out, unless there is a softcap.

@@ -439,3 +439,32 @@ def test_the_precision_of_the_multiplications_is_the_callers(x64):
         dots, highest = precisions(jax.grad(loss, argnums=(0, 1)))
         assert dots > 0
         assert highest == dots
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+def test_bfloat16_hidden_and_a_float32_kernel(recompute):
+    """In float32 as they promote; in bfloat16, accumulated in float32, where the caller says so of all products."""
+    hidden, kernel = (np.float32(ARRAYS[name]) for name in ("hidden", "kernel"))
+    half = jnp.asarray(hidden, jnp.bfloat16)
+
+    def step(precision):
+        def loss(hidden, kernel):
+            with jax.default_matmul_precision(precision):
+                return jaxce.linear_cross_entropy(hidden, kernel, LABELS, recompute=recompute, block_bytes=4 * 3 * V)
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1)))
+
+    def products(precision, *arrays):
+        lines = [line for line in step(precision).lower(*arrays).as_text().splitlines() if "dot_general" in line]
+        assert lines
+        return {line.partition(" : (")[2].count("xbf16>") for line in lines}
+
+    assert products("float32", half, kernel) == {0}
+    assert products("bfloat16", hidden, kernel) == {0}  # which the backend may round
+    assert products("bfloat16", half, kernel) == {2}
+    value, gradients = step("bfloat16")(half, kernel)
+    rounded_value, rounded = step("bfloat16")(half, jnp.asarray(kernel, jnp.bfloat16))
+    assert [gradient.dtype for gradient in gradients] == [jnp.bfloat16, jnp.float32]
+    assert value == rounded_value
+    np.testing.assert_array_equal(gradients[0], rounded[0])
+    np.testing.assert_array_equal(gradients[1].astype(jnp.bfloat16), rounded[1])
