@@ -1,7 +1,7 @@
 """Losses of single numbers: independent yes/no outputs, and the squared and absolute errors."""
 
 from functools import partial
-from typing import Unpack, overload
+from typing import Any, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from jaxce._arguments import check_broadcast, check_reduction, check_scalar, present
+from jaxce._autodiff import rule
 from jaxce._checks import report_elements
 from jaxce._conventions import accumulator, silence
 from jaxce._eager import one_program
@@ -16,6 +17,7 @@ from jaxce._inputs import ElementInputs, check_elements
 from jaxce._reduction import MeanParts, reduce_rows
 from jaxce._split import aligned
 from jaxce._types import ElementMask, Elements, HeldArray, Reduction, RowOptions, Scalar, ToArray, ToParts
+from jaxce._xla import keep
 
 _core = partial(jax.jit, static_argnames="reduction", inline=True)
 
@@ -103,8 +105,8 @@ def binary_cross_entropy_core(
     if label_smoothing is not None:
         epsilon = label_smoothing.astype(dtype)
         t = t * (1 - epsilon) + epsilon / 2
-    positive = jnp.ones((), dtype) if pos_weight is None else with_ndim(pos_weight, z.ndim).astype(dtype)
-    return _reduce(_binary(z, t, positive), inputs, dtype, reduction)
+    positive = None if pos_weight is None else with_ndim(pos_weight, z.ndim).astype(dtype) * jnp.ones_like(z)
+    return _reduce(_binary_losses((z, t, positive)), inputs, dtype, reduction)
 
 
 @overload
@@ -187,30 +189,87 @@ def _binary_focal_loss(
 ) -> Array | MeanParts:
     inputs = aligned(inputs)
     z, t, dtype = _read(inputs)
-    modulation = jnp.exp(gamma.astype(dtype) * _log_miss(z, t))
-    losses = modulation * _binary(z, t, jnp.ones((), dtype))
+    losses = _focal_losses((z, t, gamma.astype(dtype) * jnp.ones_like(z)))
     if alpha is not None:
         alpha = alpha.astype(dtype)
         losses *= alpha * t + (1 - alpha) * (1 - t)
     return _reduce(losses, inputs, dtype, reduction)
 
 
-def _binary(z: Array, t: Array, positive: Array) -> Array:
+# The inputs of the rules of single numbers, all of one shape: z, t, and the weight of yes if there is one, or γ.
+_Elements = tuple[Array, Array, Any]
+
+
+def _binary(elements: _Elements) -> Array:
     """The sum positive · t · softplus(−z) + (1−t) · softplus(z), where no mass on an infinite distance is 0."""
+    z, t, positive = elements
+    yes, no = _distances(z)
+    yes = yes if positive is None else positive * yes
+    return t * _where_any(t, yes) + (1 - t) * _where_any(1 - t, no)
 
-    def part(mass: Array, distance: Array) -> Array:
-        return mass * jnp.where((mass == 0) & jnp.isposinf(distance), 0, distance)
 
-    return positive * part(t, _softplus(-z)) + part(1 - t, _softplus(z))
+def _pull_binary(elements: _Elements, _: Array, d_losses: Array) -> _Elements:
+    """(1−t) σ(z) − positive · t σ(−z), and the distances themselves, from the inputs alone."""
+    z, t, positive = _anew(elements)
+    (p, q), (yes, no) = _sigmoids(z), _distances(z)
+    d_positive = None
+    if positive is not None:
+        d_positive = d_losses * t * _where_any(t, yes)
+        q, yes = positive * q, positive * yes
+    d_targets = d_losses * (_where_any(t, yes) - _where_any(1 - t, no))
+    return d_losses * ((1 - t) * p - t * q), d_targets, d_positive
+
+
+def _focal(elements: _Elements) -> Array:
+    """The binary losses times (1 − p_t)^γ."""
+    z, t, gamma = elements
+    return jnp.exp(gamma * _log_miss(z, t)) * _binary((z, t, None))
+
+
+def _pull_focal(elements: _Elements, _: Array, d_losses: Array) -> _Elements:
+    return jax.vjp(_focal, _anew(elements))[1](d_losses)[0]
+
+
+def _anew(elements: _Elements) -> _Elements:
+    """The inputs behind barriers: XLA:CPU would keep what the forward pass makes of them, and write it out for that."""
+    z, t, number = elements
+    return keep(z), keep(t), None if number is None else keep(number)
+
+
+_binary_losses, _focal_losses = rule(_binary, _pull_binary), rule(_focal, _pull_focal)
 
 
 @jax.custom_jvp
-def _softplus(x: Array) -> Array:
-    """log(1 + exp x), with the sigmoid for a derivative: exact where either is small, and at ±inf."""
-    return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+def _distances(z: Array) -> tuple[Array, Array]:
+    """−log σ(z) and −log σ(−z): exact where either is small, and at ±inf."""
+    rest = jnp.log1p(jnp.exp(-jnp.abs(z)))
+    return jnp.maximum(-z, 0) + rest, jnp.maximum(z, 0) + rest
 
 
-_softplus.defjvps(lambda tangent, _, x: tangent * jax.nn.sigmoid(x))
+@_distances.defjvp
+def _push_distances(primals, tangents):
+    p, q = _sigmoids(*primals)
+    return _distances(*primals), (-tangents[0] * q, tangents[0] * p)
+
+
+@jax.custom_jvp
+def _sigmoids(z: Array) -> tuple[Array, Array]:
+    """σ(z) and σ(−z), each with all of its digits."""
+    e = jnp.exp(-jnp.abs(z))
+    large = 1 / (1 + e)
+    return jnp.where(z >= 0, large, e * large), jnp.where(z >= 0, e * large, large)
+
+
+@_sigmoids.defjvp
+def _push_sigmoids(primals, tangents):
+    p, q = _sigmoids(*primals)
+    slope = tangents[0] * p * q
+    return (p, q), (slope, -slope)
+
+
+def _where_any(mass: Array, distance: Array) -> Array:
+    """The distance, or 0 where it is infinite and there is no mass."""
+    return jnp.where((mass == 0) & jnp.isposinf(distance), 0, distance)
 
 
 def _log_miss(z: Array, t: Array) -> Array:
@@ -227,7 +286,7 @@ def _log_miss(z: Array, t: Array) -> Array:
     as_is = jnp.log(jnp.where(wrong, rest + tau * jnp.exp(-s), 1))
     capped = jnp.where(wrong | (s > 80), 80, s)  # with more, 1−τ is 0 here
     factored = jnp.log1p(jnp.where(wrong, 0, rest * jnp.expm1(capped))) - s
-    log_miss = jnp.where(wrong, as_is, factored) - _softplus(-s)
+    log_miss = jnp.where(wrong, as_is, factored) - _distances(s)[0]
     return jnp.maximum(log_miss, jnp.finfo(z.dtype).min / 4)  # γ = 0 times a finite number
 
 

@@ -99,6 +99,7 @@ def _standard_library():
         "collections",
         "contextlib",
         "dataclasses",
+        "enum",
         "functools",
         "inspect",
         "math",
