@@ -96,6 +96,22 @@ def _communication_of_meshes():
     assert max(sizes) <= 1.01 * min(sizes)
 
 
+def _features_over_a_mesh():
+    """A block of the kernel is gathered in either pass, and its gradient scattered; nothing holds the kernel whole."""
+    step = meshes.step("2x4", {"fsdp": 8}, recompute=True)
+    block = meshes.CLASSES // 64
+    assert compiled.collectives(step) == Counter(
+        {
+            ("all-gather", (f"bf16[{meshes.FEATURES},{block}]",)): 2,
+            ("reduce-scatter", (f"f32[{meshes.FEATURES // 8},{block}]",)): 1,
+            ("all-reduce", ("f32[]", "f32[]")): 1,
+        }
+    )
+    one_block = 2 * meshes.FEATURES * block
+    print(f"features over 8 devices: {compiled.temporaries(step) / 1e6:.1f} MB")
+    assert compiled.temporaries(step) <= 150e6 + one_block
+
+
 # One test for a device: two processes that compile for a TPU at once stop each other.
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
@@ -108,3 +124,4 @@ def test_temporaries_of_value_and_gradient(topology, dense, head, ragged_head):
     _head_temporaries(topology, head, ragged_head)
     if topology is _v5e:
         _communication_of_meshes()
+        _features_over_a_mesh()
