@@ -69,7 +69,7 @@ def rows_per_tile(num_rows: int, fitting: int, counts: Bool[Array, " rows"] | No
 
     All, if nobody knows how many there are, or where the partitioner has put them.
     """
-    if not isinstance(num_rows, int) or not is_local.value:
+    if not isinstance(num_rows, int) or not is_local.value or num_rows == 0:
         return num_rows
     size = block_size(fitting, num_rows)
     return size if counts is None else min(size, max(_FEW_ROWS, -(-num_rows // _SHARE)))
@@ -123,7 +123,9 @@ def over_tiles(
         is_any = jnp.any(cut(jnp.asarray(counts), first, number))
         return lax.cond(is_any, lambda: make(first, number), lambda: zeros)
 
-    make_tile = make if counts is None or size == num_rows else make_if_any
+    if size == num_rows:
+        return add(carry, make(0, num_rows), 0)
+    make_tile = make if counts is None else make_if_any
 
     def step(carry: _Carry, first: Start, number: int) -> _Carry:
         return add(carry, make_tile(first, number), first)
@@ -198,10 +200,14 @@ class Order:
             return tree
 
         def moved(array: Array, along: Along = Along.ROWS) -> Array:
-            how = {"mode": "promise_in_bounds", "unique_indices": True}
-            return jnp.asarray(array).at[places].get(**how) if along.has_rows else array
+            return rows_at(array, places) if along.has_rows else array
 
         return jax.tree.map(moved, tree) if along is None else jax.tree.map(moved, tree, along)
+
+
+def rows_at(array: HeldArray, places: Integer[Array, " some"]) -> Array:
+    """Some rows of an array, each at most once."""
+    return jnp.asarray(array).at[places].get(mode="promise_in_bounds", unique_indices=True)
 
 
 @overload
@@ -216,14 +222,14 @@ def cut(array: HeldArray | None, start: Start, size: int, axis: int = -1) -> Arr
     return array if array.shape[axis] == size else lax.dynamic_slice_in_dim(array, start, size, axis)
 
 
-def cut_tile(tree: _Tree, along: object, start: Start, size: int, first: Start, number: int) -> _Tree:
-    """The classes of a block, and the rows of a tile, of arrays that have them."""
+def cut_classes(tree: _Tree, along: object, start: Start, size: int) -> _Tree:
+    """A block of the arrays that have classes."""
+    return jax.tree.map(lambda array, along: cut(array, start, size) if along.has_classes else array, tree, along)
 
-    def of(array: HeldArray, along: Along) -> HeldArray:
-        array = cut(array, start, size) if along.has_classes else array
-        return cut(array, first, number, axis=0) if along.has_rows else array
 
-    return jax.tree.map(of, tree, along)
+def cut_rows(tree: _Tree, along: object, first: Start, number: int) -> _Tree:
+    """A tile of the arrays that have rows."""
+    return jax.tree.map(lambda array, along: cut(array, first, number, 0) if along.has_rows else array, tree, along)
 
 
 def put(array: HeldArray, block: HeldArray, start: Start, axis: int = -1) -> Array:

@@ -6,6 +6,7 @@ a row of a student's and a teacher's logits.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,7 +17,19 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from jaxce._autodiff import rule
-from jaxce._blocks import Along, Order, Start, add_block, cut, cut_tile, over_blocks, over_tiles, put
+from jaxce._blocks import (
+    Along,
+    Order,
+    Start,
+    add_block,
+    cut,
+    cut_classes,
+    cut_rows,
+    over_blocks,
+    over_tiles,
+    put,
+    rows_at,
+)
 from jaxce._conventions import accumulator, silence, without_padding
 from jaxce._head import (
     along_of,
@@ -312,6 +325,7 @@ class Heads(NamedTuple):
     counts: Bool[Array, " rows"] | None
     real: Array | int | None
     classes: Classes
+    places: Array | None = None  # of hidden's rows, where all else has been put in another order
 
     @property
     def dtype(self) -> np.dtype:
@@ -332,6 +346,7 @@ class Heads(NamedTuple):
             "temperature": Along.NEITHER,
             "counts": None if self.counts is None else Along.ROWS,
             "real": None if self.real is None else Along.NEITHER,
+            "places": None if self.places is None else Along.ROWS,
         }
         return self._replace(**along)
 
@@ -340,17 +355,36 @@ class Heads(NamedTuple):
         is_lazy = isinstance(self.student, LinearLogits) and isinstance(self.teacher, LinearLogits)
         return Order(self.counts, self.tile_shape[0], is_cheap=is_lazy)
 
+    def ordered(self, order: Order) -> "Heads":
+        """The rows in an order; hidden, the largest of the arrays, stays as it is and is taken from by tiles."""
+        if order.places is None:
+            return self
+        return order.of(self, self._along_of_cuts)._replace(places=order.places)
+
+    @property
+    def _along_of_cuts(self) -> "Heads":
+        return self.along.with_models(lambda along: replace(along, hidden=Along.NEITHER))
+
     def tile(self, start: Start, size: int, first: Start, number: int) -> "Heads":
         """Some of the rows over some of the classes."""
-        tile = cut_tile(self, self.along, start, size, first, number)
-        return tile._replace(real=None if self.real is None else self.real - start)
+        block = self.block(start, size)
+        if self.places is None:
+            return cut_rows(block, self.along, first, number)
+        tile = cut_rows(block, self._along_of_cuts, first, number)
+        return tile.with_models(
+            lambda head: replace(head, hidden=rows_at(head.hidden, jnp.asarray(tile.places)))
+        )._replace(places=None)
+
+    def block(self, start: Start, size: int) -> "Heads":
+        """The rows over some of the classes."""
+        block = cut_classes(self, self.along, start, size)
+        return block._replace(real=None if self.real is None else self.real - start)
 
     def gathered(self, start: Start, size: int) -> tuple["Heads", Start]:
         """Heads that have all features of a block of classes, and where this starts in them."""
         if not any(isinstance(head, LinearLogits) and head.feature_axis_name for head in (self.student, self.teacher)):
             return self, start
-        block = self.tile(start, size, 0, self.student.shape[0])
-        return block.with_models(gather_features), 0
+        return self.block(start, size).with_models(gather_features), 0
 
     def with_models(self, function: Callable[[Any], Any]) -> "Heads":
         """The same with a function of either model's logits in their place."""
@@ -380,7 +414,7 @@ def distance_of_heads(heads: Heads) -> Distance:
         heads.tile_shape,
         heads.order(),
     )
-    heads = order.of(heads, heads.along)
+    heads = heads.ordered(order)
     zeros = jnp.zeros(num_rows, heads.dtype)
     least = zeros + jnp.finfo(heads.dtype).min
     nothing = vary(Part((least, least), (zeros, zeros), zeros - jnp.inf, zeros), varying(heads))
@@ -411,7 +445,7 @@ def sum_heads(of_row: Callable[..., _Result], heads: Heads, numbers: object, not
         heads.tile_shape,
         heads.order(),
     )
-    heads, numbers = order.of(heads, heads.along), order.of(numbers)
+    heads, numbers = heads.ordered(order), order.of(numbers)
     nothing = vary(nothing, varying(heads))
 
     def add_block_of_sums(sums: _Result, start: Start, size: int) -> _Result:
@@ -434,14 +468,15 @@ def pull_heads(gradient: Gradient, heads: Heads, numbers: object, cotangents: ob
         heads.tile_shape,
         heads.order(),
     )
-    heads, numbers, cotangents = order.of(heads, heads.along), order.of(numbers), order.of(cotangents)
     along = heads.along._replace(counts=None, real=None)
+    heads, numbers, cotangents = heads.ordered(order), order.of(numbers), order.of(cotangents)
     zeros = heads._replace(
         student=no_gradient(heads.student),
         teacher=no_gradient(heads.teacher),
         temperature=jnp.zeros_like(heads.temperature.astype(heads.dtype)),
         counts=None,
         real=None,
+        places=None,
     )
 
     def add_gradient(total: Heads, start: Start, size: int) -> Heads:

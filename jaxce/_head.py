@@ -26,11 +26,13 @@ from jaxce._blocks import (
     add_block,
     block_size,
     cut,
-    cut_tile,
+    cut_classes,
+    cut_rows,
     default_bytes,
     over_blocks,
     over_tiles,
     put,
+    rows_at,
     rows_per_tile,
 )
 from jaxce._conventions import accumulator, silence
@@ -61,6 +63,7 @@ class HeadRows(NamedTuple):
     classes: Classes
     asked: Asked = Asked()
     masses: Float[Array, "rows listed"] | None = None
+    places: Integer[Array, " rows"] | None = None  # of hidden's rows, where all else has been put in another order
 
     @property
     def dtype(self) -> np.dtype:
@@ -92,20 +95,40 @@ class HeadRows(NamedTuple):
             counts=if_any(self.counts, Along.ROWS),
             real=if_any(self.real, Along.NEITHER),
             masses=if_any(self.masses, Along.ROWS),
+            places=if_any(self.places, Along.ROWS),
         )
+
+    def ordered(self, order: Order) -> "HeadRows":
+        """The rows in an order; hidden, the largest of the arrays, stays as it is and is taken from by tiles."""
+        return order.of(self, self._along_of_cuts)._replace(places=order.places)
+
+    @property
+    def _along_of_cuts(self) -> "HeadRows":
+        along: Any = self.along
+        return along._replace(head=replace(along.head, hidden=Along.NEITHER))
 
     def tile(self, start: Start, size: int, first: Start, number: int) -> "HeadRows":
         """Some of the rows over some of the classes."""
-        tile = cut_tile(self, self.along, start, size, first, number)
+        block = self.block(start, size)
+        if self.places is None:
+            return cut_rows(block, self.along, first, number)
+        tile = cut_rows(block, self._along_of_cuts, first, number)
+        return tile._replace(
+            head=replace(tile.head, hidden=rows_at(tile.head.hidden, jnp.asarray(tile.places))), places=None
+        )
+
+    def block(self, start: Start, size: int) -> "HeadRows":
+        """The rows over some of the classes."""
+        block = cut_classes(self, self.along, start, size)
         if not self.has_distributions:
-            tile = tile._replace(targets=tile.targets - start)
-        return tile._replace(real=None if self.real is None else self.real - start)
+            block = block._replace(targets=block.targets - start)
+        return block._replace(real=None if self.real is None else self.real - start)
 
     def gathered(self, start: Start, size: int) -> tuple["HeadRows", Start]:
         """Rows that have all features of a block of classes, and where this starts in them."""
         if not self.head.feature_axis_name:
             return self, start
-        block = self.tile(start, size, 0, self.head.shape[0])
+        block = self.block(start, size)
         return block._replace(head=gather_features(block.head)), 0
 
 
@@ -114,7 +137,7 @@ def _forward(rows: HeadRows) -> Numbers:
     num_rows, num_classes = rows.head.shape
     rows_at_once, classes_at_once = tile_shape(rows.head, rows.counts)
     order = Order(rows.counts, rows_at_once, is_cheap=not rows.has_distributions)
-    rows = order.of(rows, rows.along)
+    rows = rows.ordered(order)
     listed, has_vector = () if rows.masses is None else rows.masses.shape[1:], rows.class_vector is not None
     nothing = empty(num_rows, dtype, listed=listed, has_vector=has_vector, asked=rows.asked)
     nothing = vary(nothing, varying(rows))
@@ -143,10 +166,12 @@ def _backward(rows: HeadRows, numbers: Numbers, cotangents: Numbers) -> HeadRows
     num_rows, num_classes = rows.head.shape
     rows_at_once, classes_at_once = tile_shape(rows.head, rows.counts)
     order = Order(rows.counts, rows_at_once, is_cheap=not rows.has_distributions)
-    rows, numbers, cotangents = order.of(rows, rows.along), order.of(numbers), order.of(cotangents)
     no_derivative = {"counts": None, "real": None} | ({} if rows.has_distributions else {"targets": None})
     along = rows.along._replace(**no_derivative)
-    zeros = jax.tree.map(jnp.zeros_like, rows._replace(**no_derivative))._replace(head=no_gradient(rows.head))
+    rows, numbers, cotangents = rows.ordered(order), order.of(numbers), order.of(cotangents)
+    zeros = jax.tree.map(jnp.zeros_like, rows._replace(**no_derivative, places=None))._replace(
+        head=no_gradient(rows.head)
+    )
 
     def add_gradient(gradient: HeadRows, start: Start, size: int) -> HeadRows:
         block, own_start = rows.gathered(start, size)
@@ -361,5 +386,5 @@ def _finite(logits: Array) -> Array:
 
 
 def _row(rows: HeadRows, logits: Float[Array, "rows classes"], maximum: _PerRow) -> Row:
-    _, targets, target_weights, class_vector, counts, real, classes, asked, masses = rows
+    _, targets, target_weights, class_vector, counts, real, classes, asked, masses, _ = rows
     return Row(logits, targets, target_weights, class_vector, counts, maximum, real, classes, asked, masses)
