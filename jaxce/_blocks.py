@@ -133,6 +133,35 @@ def over_tiles(
     return over_blocks(step, carry, num_rows, size)
 
 
+def over_counting_tiles(
+    step: Callable[[_Carry, Start, int], _Carry],
+    carry: _Carry,
+    num_rows: int,
+    size: int,
+    counts: Bool[Array, " rows"] | None,
+    order: "Order",
+) -> _Carry:
+    """Runs `carry = step(carry, first, number)` over the tiles of rows in which some count. It has no derivative."""
+
+    def step_if_any(carry: _Carry, first: Start, number: int) -> _Carry:
+        is_any = jnp.any(cut(jnp.asarray(counts), first, number))
+        return lax.cond(is_any, lambda carry: step(carry, first, number), lambda carry: carry, carry)
+
+    if size == num_rows:
+        return step(carry, 0, num_rows)
+    if counts is None or order.places is None:
+        return over_blocks(step if counts is None else step_if_any, carry, num_rows, size)
+    # Those that count come first: the loop ends behind them.
+    whole, rest = divmod(num_rows, size)
+    needed = jnp.sum(counts, dtype=jnp.int32)
+    steps = jnp.minimum((needed + size - 1) // size, whole)
+    carry = lax.fori_loop(jnp.zeros_like(steps), steps, lambda i, carry: step(carry, i * size, size), carry)
+    if rest == 0:
+        return carry
+    start = keep(jnp.asarray(whole * size, jnp.int32))
+    return lax.cond(needed > whole * size, lambda carry: step(carry, start, rest), lambda carry: carry, carry)
+
+
 def _zeros(leaf: jax.ShapeDtypeStruct) -> Array:
     """Zeros of a type, which is also one of a device's own numbers or of all devices'."""
     axes = leaf.manual_axis_type.varying if leaf.manual_axis_type is not None else ()

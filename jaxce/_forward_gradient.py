@@ -15,7 +15,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
-from jaxce._blocks import Along, Order, cut, default_bytes, over_tiles, put, rows_per_tile
+from jaxce._blocks import Along, Order, cut, default_bytes, over_counting_tiles, put, rows_per_tile
 from jaxce._conventions import accumulator
 from jaxce._head import finish, head_gradient, project
 from jaxce._logits import LinearLogits
@@ -106,28 +106,24 @@ def _by_blocks(leaves, structure, of_rows, moving) -> tuple[_Total, list[Array]]
     leaves = order.of(list(leaves), along)
     loss, rows = structure.unflatten(leaves)
 
-    def of_block(first, number):
+    def add_block(carry, first, number):
+        total, gradients = carry
         block = [
             cut(leaf, first, number, axis=0) if has_rows else leaf
             for leaf, has_rows in zip(leaves, of_rows, strict=True)
         ]
-        total, gradients = _value_and_gradients(*structure.unflatten(block))
-        gradients = jax.tree.leaves(gradients)
-        return total, [gradients[i] for i in moving]
-
-    def add(carry, block, first):
-        total, gradients = carry
-        part, terms = block
+        part, of_block = _value_and_gradients(*structure.unflatten(block))
+        terms = jax.tree.leaves(of_block)
         return jax.tree.map(jnp.add, total, part), [
-            put(gradient, term, first, axis=0) if of_rows[i] else gradient + term
-            for i, gradient, term in zip(moving, gradients, terms, strict=True)
+            put(gradient, terms[i], first, axis=0) if of_rows[i] else gradient + terms[i]
+            for i, gradient in zip(moving, gradients, strict=True)
         ]
 
     nothing = [jnp.zeros_like(leaves[i], accumulator(leaves[i])) for i in moving]
     zero = vary(jnp.zeros((), rows.dtype), varying(leaves) - {*rows.classes.axes})
     aux = jax.eval_shape(_weighed_sum, loss, rows)[1] if getattr(loss, "has_aux", False) else None
     zeros = zero, jax.tree.map(lambda _: zero, aux)
-    total, gradients = over_tiles(of_block, add, (zeros, nothing), num_rows, size, rows.counts)
+    total, gradients = over_counting_tiles(add_block, (zeros, nothing), num_rows, size, rows.counts, order)
     return total, order.restored(gradients, [along[i] for i in moving])
 
 
