@@ -1,10 +1,11 @@
-"""python -m benchmarks [all | timings | calls | accuracy | plot | accelerators | post_training] [--smoke]."""
+"""python -m benchmarks [all | timings | calls | accuracy | plot | accelerators | post_training | device] [--smoke]."""
 
 import argparse
 import re
+import sys
 from pathlib import Path
 
-from benchmarks import cases, contenders, report, timing
+from benchmarks import cases, contenders, device_reading, report, timing
 
 RESULTS = Path(__file__).parent / "results"
 COMPILED = ["accelerators", "post_training"]  # of no machine
@@ -25,6 +26,10 @@ def write(part: str, plan: timing.Plan, smoke: bool, output: Path | None, name: 
         from benchmarks import plot
 
         return plot.report(plan, smoke, output, name)
+    if part == "device":
+        from benchmarks import device
+
+        return device.report(plan.rounds, smoke)
     if part == "post_training":
         from benchmarks import post_training
 
@@ -34,9 +39,13 @@ def write(part: str, plan: timing.Plan, smoke: bool, output: Path | None, name: 
     return accelerators.report(plan.contenders, smoke)
 
 
+def slug(name: str) -> str:
+    return re.sub(r"\W+", "-", name.lower()).strip("-")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="jaxce beside others, as tables.")
-    parser.add_argument("part", nargs="?", default="all", choices=["all", *PARTS, *COMPILED])
+    parser.add_argument("part", nargs="?", default="all", choices=["all", *PARTS, *COMPILED, "device"])
     parser.add_argument("--smoke", action="store_true", help="tiny shapes and few rounds; writes only to --output")
     parser.add_argument("--rounds", type=int, help="at most so many calls of each contender")
     parser.add_argument("--seconds", type=float, default=60.0, help="no new round of a case after these")
@@ -47,7 +56,7 @@ def main() -> None:
 
     rounds = given.rounds or (2 if given.smoke else 31)
     plan = timing.Plan(given.contenders or list(contenders.CONTENDERS), rounds, given.seconds)
-    name = given.name or re.sub(r"\W+", "-", f"{report.cpu()} {report.cores()} cores".lower()).strip("-")
+    name = given.name or slug(f"{report.cpu()} {report.cores()} cores")
     name = name if given.part == "all" else f"{name}-{given.part}"
     if given.part in COMPILED:
         name = given.name or given.part
@@ -59,8 +68,12 @@ def main() -> None:
     sections = [write(part, plan, given.smoke, output, name) for part in parts]
     text = "\n".join([heading + "\n", *sections])
     print(text)
+    if given.part == "device":
+        name = given.name or slug(report.accelerator()) or name
     if output is not None:
         (output / f"{name}.md").write_text(text)
+    if given.part == "device" and not device_reading.passed(text):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ def jax_cce_loss(case: Case) -> Loss | None:
     return lambda hidden, kernel, labels: jax_cce.linear_cross_entropy(hidden, kernel, labels)
 
 
-def tokamax_loss(implementation: str) -> Callable[[Case], Loss | None]:
+def tokamax_loss(implementation: str | None) -> Callable[[Case], Loss | None]:
     def loss_of(case):
         tokamax: Any = importlib.import_module("tokamax")
         importlib.import_module("absl.flags").FLAGS(["benchmarks"])  # else it reads our command line
@@ -177,10 +177,11 @@ def on_jax(name: str, loss_of: Callable[[Case], Loss | None]) -> Contender:
 
 
 def _on_torch(linear: bool) -> Contender:
-    """PyTorch, by autograd on all cores: `linear` is its `linear_cross_entropy`, in blocks of rows."""
+    """PyTorch, by autograd on CUDA or all cores: `linear` is its `linear_cross_entropy`, in blocks of rows."""
 
     def contender(case):
         torch: Any = importlib.import_module("torch")
+        on_cuda = torch.cuda.is_available()
         torch.set_num_threads(cores())
         functional = torch.nn.functional
         if linear and (not hasattr(functional, "linear_cross_entropy") or case.features is None):
@@ -219,13 +220,17 @@ def _on_torch(linear: bool) -> Contender:
                 torch.from_numpy(np.array(array, np.float32 if array.dtype.kind in "fV" else np.int64))
                 for array in (array.T if case.features and i == 1 else array for i, array in enumerate(data))
             ]
+            placed = [tensor.to("cuda" if on_cuda else "cpu") for tensor in placed]
             inputs = [placed[i].to(getattr(torch, case.dtype)).requires_grad_() for i in case.argnums]
             targets, *rest = placed[len(inputs) :]
             class_weights = rest[0] if rest else None
 
             def call():
                 loss = (in_blocks if linear else held)(inputs, targets, class_weights)
-                return loss.detach(), [gradient.detach() for gradient in torch.autograd.grad(loss, inputs)]
+                gradients = [gradient.detach() for gradient in torch.autograd.grad(loss, inputs)]
+                if on_cuda:
+                    torch.cuda.synchronize()
+                return loss.detach(), gradients
 
             return Ready(call, transposed=case.features is not None)
 
@@ -254,7 +259,7 @@ CONTENDERS: dict[str, Contender] = {name: on_jax(name, loss_of) for name, loss_o
 
 def in_float64(array: Any) -> np.ndarray:
     """Of JAX, NumPy or PyTorch."""
-    return np.asarray(array.double().numpy() if hasattr(array, "double") else array, np.float64)
+    return np.asarray(array.double().cpu().numpy() if hasattr(array, "double") else array, np.float64)
 
 
 def results(ready: Ready) -> tuple[float, list[np.ndarray]]:
