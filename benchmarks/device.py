@@ -23,7 +23,7 @@ from benchmarks.cases import Case, shapes
 from benchmarks.compiled import temporaries
 from benchmarks.contenders import CONTENDERS, JAX_LOSSES, TRANSPOSED, Loss, tokamax_loss
 from benchmarks.device_reading import DENSE, HEAD, OTHERS, PARTS, WAYS, answers
-from benchmarks.report import device, in_bytes, table
+from benchmarks.report import accelerator, device, in_bytes, table
 from benchmarks.timing import Plan, in_turn, products
 
 SECONDS = 440.0  # for all tables; what is being compiled when they are over still ends
@@ -43,14 +43,14 @@ class Sizes(NamedTuple):
 def sizes(smoke: bool) -> Sizes:
     if smoke:
         rows, features, classes, few, unit = 64, 16, 512, (12, 200), 2**12
-    elif jax.default_backend() == "cpu":
-        rows, features, classes, few, unit = 512, 128, 8192, (96, 5025), 2**18
+    elif not accelerator():
+        rows, features, classes, few, unit = 256, 64, 4096, (48, 1571), 2**16
     else:
         rows, features, classes, few, unit = 8192, 4096, 131072, (768, 50257), 2**24
     head = Case("head", (rows, classes), "bfloat16", features=features)
     wide = Case("head", (rows, classes), "float32", features=features)
     others = [wide, Case("head", (rows, few[1]), "bfloat16", features=few[0])]
-    multiples = [16, 1] if smoke else [4, 16, 64, 1]  # as likely to be the best, in case that time is up
+    multiples = [4, 16, 64, 1] if unit == 2**24 else [4, 16]  # in the order of what is left out last
     return Sizes(head, others, (rows, classes // 4), [multiple * unit for multiple in multiples])
 
 
@@ -82,7 +82,7 @@ class Bench:
     """Programs that are compiled one after another and timed in turn, all before a deadline."""
 
     def __init__(self, seconds: float):
-        self.compiling = time.perf_counter() + 0.7 * seconds
+        self.compiling = time.perf_counter() + 0.8 * seconds
         self.end = time.perf_counter() + seconds
         self.calls: dict[str, Callable[[], Any]] = {}
         self.repeats: dict[str, int] = {}
@@ -105,6 +105,8 @@ class Bench:
             start = time.perf_counter()
             jax.block_until_ready(program.call())
             single = time.perf_counter() - start
+            repeats = int(np.clip(LEAST / single, 1, 64)) if accelerator() else 1
+            _repeated(program.call, repeats)
         except ImportError:
             return
         except Exception as failure:  # whatever a peer or a driver raises: the other rows are wanted
@@ -113,9 +115,9 @@ class Bench:
             print(f"{name}: {str(failure)[:300]}", file=sys.stderr, flush=True)
             return
         self.measured[name] = Measured("", program.temporaries, found)
-        self.repeats[name] = 1 if jax.default_backend() == "cpu" else int(np.clip(LEAST / single, 1, 64))
-        self.calls[name] = partial(_repeated, program.call, self.repeats[name])
-        self.round += single * self.repeats[name]
+        self.repeats[name] = repeats
+        self.calls[name] = partial(_repeated, program.call, repeats)
+        self.round += single * repeats
         print(f"{name}: {single * 1e3:.3g} ms", file=sys.stderr, flush=True)
 
     def time(self, rounds: int) -> None:
@@ -173,6 +175,11 @@ def errors_against(case: Case, arrays: list[Any]) -> Callable[[Any], tuple[float
         return loss, float(np.max(gradients))
 
     return errors
+
+
+def _size(case: Case) -> str:
+    """Without the name, and what all of them have."""
+    return str(case).partition(", ")[2].removesuffix(", labels")
 
 
 # A head: both ways, by blocks, beside logits that are held.
@@ -277,15 +284,14 @@ def head(case: Case, block_bytes: list[int], seconds: float, rounds: int, with_p
     del errors  # and the gradients in it
     bench.time(rounds)
     three, one = bench.seconds("three matmuls"), bench.seconds("one matmul")
-    work = 2e-12 * case.shape[0] * case.shape[1] * (case.features or 0)
-    title = str(case).removeprefix("head, ").removesuffix(", labels")
-    rows = [[title, "bare matmuls", "–", *bench.measured["three matmuls"].cells(three), f"{3 * work / three:.3g}"]]
-    rows[0] += ["–", "–", "–", *bench.measured["one matmul"].cells(one), "–"]
-    for name in losses:
-        both, forward = bench.measured[name], bench.measured[f"{name}|forward"]
-        rate = f"{3 * work / both.seconds:.3g}" if both.seconds else "–"
+    work = 6e-12 * case.shape[0] * case.shape[1] * (case.features or 0)
+    rows: list[list[str]] = []
+    pairs = {"bare matmuls|–": ("three matmuls", "one matmul")} | {name: (name, f"{name}|forward") for name in losses}
+    for name, keys in pairs.items():
+        both, forward = (bench.measured[key] for key in keys)
+        rate = f"{work / both.seconds:.3g}" if both.seconds else "–"
         cells = [*both.cells(three), rate, both.bytes(), *both.errors_of(2), *forward.cells(one), forward.bytes()]
-        rows.append([title, *name.split("|"), *cells])
+        rows.append([_size(case), *name.split("|"), *cells])
     parts = []
     for name, (way, size) in lazy.items() if with_parts else ():
         spent = [bench.seconds(key) / three for key in (name, f"{name}|matmuls", f"{name}|arithmetic")]
@@ -335,9 +341,8 @@ def dense(case: Case, seconds: float, rounds: int) -> list[list[str]]:
     bench.time(rounds)
     one_pass = bench.seconds("copy") / 2
     gigabytes = arrays[0].nbytes / 1e9
-    title = str(case).removeprefix("dense, ").removesuffix(", labels")
-    copied = [*bench.measured["copy"].cells(one_pass), f"100 % ({gigabytes / one_pass:.3g} GB/s)"]
-    rows = [[title, "copy", "–", "–", "–", *copied, "–", "–", "–"]]
+    copied = [*bench.measured["copy"].cells(one_pass), f"{gigabytes / one_pass:.4g} GB/s"]
+    rows = [[_size(case), "copy", "–", "–", "–", *copied, "–", "–", "–"]]
     for name in steps:
         cells: list[str] = []
         for key, least in ((f"{name}|forward", 1), (name, 2)):
@@ -346,7 +351,7 @@ def dense(case: Case, seconds: float, rounds: int) -> list[list[str]]:
                 *bench.measured[key].cells(one_pass),
                 "–" if np.isnan(passes) else f"{100 * least / passes:.0f} %",
             ]
-        rows.append([title, name, *cells, bench.measured[name].bytes(), *bench.measured[name].errors_of(2)])
+        rows.append([_size(case), name, *cells, bench.measured[name].bytes(), *bench.measured[name].errors_of(2)])
     return rows
 
 
@@ -399,9 +404,9 @@ def report(rounds: int, smoke: bool) -> str:
         """So much of what is left."""
         return share * (end - time.perf_counter())
 
-    until = time.perf_counter() + seconds(0.2)
+    until = time.perf_counter() + seconds(0.35)
     checks = list(device_checks.rows(lambda: time.perf_counter() < until, smoke))
-    head_rows, part_rows = head(size.head, size.block_bytes, seconds(0.5), rounds, with_parts=True)
+    head_rows, part_rows = head(size.head, size.block_bytes, seconds(0.55), rounds, with_parts=True)
     dense_rows = [
         row
         for share, dtype in ((0.2, "bfloat16"), (0.25, "float32"))

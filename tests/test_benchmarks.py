@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cases, contenders, timing
+from benchmarks import cases, contenders, device, device_reading, report, timing
 
 ROOT = Path(__file__).parent.parent
 DETAILS = "time ÷ floor"  # a column of the table that has the errors
@@ -54,3 +54,70 @@ def test_a_wrong_contender_is_named_and_not_timed(monkeypatch):
     assert set(seconds) == {"jaxce", "floor"}
     assert [result.note.partition(":")[0] for result in results] == ["", "wrong", "–"]
     assert results[1].loss_error == pytest.approx(1, rel=1e-5)
+
+
+SAMPLE = (ROOT / "tests" / "golden" / "device_report.md").read_text()  # in which no number was measured
+COLUMNS = {
+    "A head": device_reading.HEAD,
+    "Other heads": device_reading.HEAD,
+    "Where its time goes": device_reading.PARTS,
+    "Logits that are held": device_reading.DENSE,
+    "Others": device_reading.OTHERS,
+}
+
+
+def test_the_report_of_a_device_is_answered():
+    tables = report.read(SAMPLE)
+    assert {name: list(rows[0]) for name, rows in tables.items() if name != "Checks"} == COLUMNS
+    assert device_reading.answers(SAMPLE) == [
+        "8192 × 4096 × 131072, bfloat16, in three matmuls, and temporaries: jaxce held logits: 1.40, 4295.0 MB; "
+        "jaxce row blocks, default: 1.50, 2558.6 MB; jaxce class blocks, 256 MiB: 1.60, 738.2 MB; "
+        "jaxce class blocks, default: 1.80, 184.9 MB.",
+        "jaxce class blocks, 256 MiB: 1.60 of three matmuls (its matmuls 1.35, its arithmetic 0.20, rest 0.05).",
+        "jaxce row blocks, default: 1.50 of three matmuls (its matmuls 1.20, its arithmetic 0.20, rest 0.10).",
+        "8192 × 32768, bfloat16, forward: jaxce takes 2.00 passes, one read 1.20: faster by 40%.",
+        "8192 × 32768, bfloat16, value and gradient: jaxce takes 4.00 passes, one read 3.20: faster by 20%.",
+        "8192 × 32768, float32, forward: jaxce takes 2.00 passes, one read 2.50: slower by 25%.",
+    ]
+
+
+def test_a_device_passes_unless_a_check_or_jaxce_fails():
+    assert device_reading.passed(SAMPLE)
+    for right, instead in {"| right |": "| WRONG |", "| 72 ms |": "| fails: XlaRuntimeError |"}.items():
+        assert not device_reading.passed(SAMPLE.replace(right, instead, 1))
+
+
+@pytest.mark.thorough
+def test_smoke_run_of_a_device(tmp_path):
+    command = [sys.executable, "-m", "benchmarks", "device", "--smoke", "--output", tmp_path, "--name", "here"]
+    printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert (tmp_path / "here.md").read_text() + "\n" == printed
+    tables = report.read(printed)
+    assert {name: list(rows[0]) for name, rows in tables.items() if name not in ("Checks", "Answers")} == COLUMNS
+    for row in tables["A head"] + tables["Other heads"]:
+        assert report.number(row["÷ three matmuls"]) is not None
+        assert row["contender"] == "bare matmuls" or float(row["gradient error"]) < 2e-2
+    for row in tables["Logits that are held"]:
+        assert row["contender"] == "copy" or float(row["gradient error"]) < 1e-2
+    assert len(device_reading.answers(printed)) == 3 + 2 + 4
+
+
+def test_what_does_not_fit_or_fails_is_named(capsys):
+    def raising(error):
+        def make():
+            raise error
+
+        return make
+
+    bench = device.Bench(60.0)
+    bench.add("large", raising(RuntimeError("RESOURCE_EXHAUSTED: out of memory")))
+    bench.add("broken", raising(TypeError("no such thing")))
+    bench.add("absent", raising(ImportError("peer")))
+    bench.add("doubled", lambda: device.Program(lambda: 2, None))
+    bench.compiling = 0.0
+    bench.add("late", lambda: device.Program(lambda: 2, None))
+    bench.time(3)
+    notes = {name: measured.note for name, measured in bench.measured.items()}
+    assert notes == {"large": "too large", "broken": "fails: TypeError", "doubled": "", "late": "not reached"}
+    assert bench.seconds("doubled") > 0
+    assert "no such thing" in capsys.readouterr().err
