@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import jax
@@ -156,6 +157,12 @@ def arrays_of(case: Case) -> list[Any]:
     return [*made, jax.random.randint(keys[2], labels.shape, 0, case.classes)]
 
 
+def written_out(case: Case) -> dict[str, Any]:
+    """The losses of logits that are held and cast to float32; without optax if it is not installed."""
+    has_optax = find_spec("optax") is not None
+    return {name: JAX_LOSSES[name](case) for name in ("optax", "plain JAX") if has_optax or name != "optax"}
+
+
 def errors_against(case: Case, arrays: list[Any]) -> Callable[[Any], tuple[float, ...]] | None:
     """Of the loss, relative, and of the gradients, against the largest entry: to plain JAX, all in float32."""
     loss: Any = JAX_LOSSES["plain JAX"](case)
@@ -272,7 +279,7 @@ def head(case: Case, block_bytes: list[int], seconds: float, rounds: int, with_p
     lazy = {f"jaxce {way}|{block}": (way, size) for block, size in blocks.items() for way in WAYS}
     losses: dict[str, Any] = {name: head_loss(way, size) for name, (way, size) in lazy.items()}
     held = {"jaxce held logits|–": _held}
-    held |= {f"{name}|–": JAX_LOSSES[name](case) for name in ("optax", "plain JAX")}
+    held |= {f"{name}|–": loss for name, loss in written_out(case).items()}
     losses = dict(list(losses.items())[:2]) | held | losses  # the defaults first
     for name, loss in losses.items():
         bench.add(name, lambda loss=loss: compiled(jax.value_and_grad(loss, (0, 1)), arrays), errors)
@@ -332,16 +339,18 @@ def dense(case: Case, seconds: float, rounds: int) -> list[list[str]]:
     errors = errors_against(case, arrays)
     bench.add("copy", lambda: compiled(jnp.negative, arrays[:1]))  # an identity would not be called
     steps: dict[str, Any] = {"one read": (lambda *data: one_read(*data)[0], one_read_gradient)}
-    for name in ("jaxce", "optax", "plain JAX"):
-        loss: Any = JAX_LOSSES[name](case)
-        steps[name] = loss, jax.value_and_grad(loss, (0,))
+    losses: dict[str, Any] = {"jaxce": JAX_LOSSES["jaxce"](case), **written_out(case)}
+    steps |= {name: (loss, jax.value_and_grad(loss, (0,))) for name, loss in losses.items()}
     for name, (forward, both) in steps.items():
         bench.add(f"{name}|forward", lambda forward=forward: compiled(forward, arrays))
         bench.add(name, lambda both=both: compiled(both, arrays), errors)
     bench.time(rounds)
     one_pass = bench.seconds("copy") / 2
     gigabytes = arrays[0].nbytes / 1e9
-    copied = [*bench.measured["copy"].cells(one_pass), f"{gigabytes / one_pass:.4g} GB/s"]
+    copied = [
+        *bench.measured["copy"].cells(one_pass),
+        "–" if np.isnan(one_pass) else f"{gigabytes / one_pass:.4g} GB/s",
+    ]
     rows = [[_size(case), "copy", "–", "–", "–", *copied, "–", "–", "–"]]
     for name in steps:
         cells: list[str] = []
