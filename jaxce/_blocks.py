@@ -2,6 +2,7 @@
 
 import enum
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar, overload
 
 import jax
@@ -248,7 +249,10 @@ def cut(array: HeldArray | None, start: Start, size: int, axis: int = -1) -> Arr
     if array is None:
         return None
     array = jnp.asarray(array)
-    return array if array.shape[axis] == size else lax.dynamic_slice_in_dim(array, start, size, axis)
+    if array.shape[axis] == size:
+        return array
+    move = _cut_bits if _is_narrow(array) else lax.dynamic_slice_in_dim
+    return move(array, start, size, axis)
 
 
 def cut_classes(tree: _Tree, along: object, start: Start, size: int) -> _Tree:
@@ -264,4 +268,44 @@ def cut_rows(tree: _Tree, along: object, first: Start, number: int) -> _Tree:
 def put(array: HeldArray, block: HeldArray, start: Start, axis: int = -1) -> Array:
     """The array with a block replaced, in the array's dtype."""
     block = jnp.asarray(block, array.dtype)
-    return block if array.shape == block.shape else lax.dynamic_update_slice_in_dim(array, block, start, axis)
+    if array.shape == block.shape:
+        return block
+    move = _put_bits if _is_narrow(array) else lax.dynamic_update_slice_in_dim
+    return move(array, block, start, axis)
+
+
+# XLA's CPU moves a block of bfloat16 as float32, and makes a float32 copy of the whole array for it, outside the loop.
+# Integers it moves as they are.
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _cut_bits(array: Array, start: Start, size: int, axis: int) -> Array:
+    block = lax.dynamic_slice_in_dim(_bits(array), start, size, axis)
+    return lax.bitcast_convert_type(block, array.dtype)
+
+
+@_cut_bits.defjvp
+def _push_cut(size, axis, primals, tangents):
+    array, start = primals
+    return _cut_bits(array, start, size, axis), lax.dynamic_slice_in_dim(tangents[0], start, size, axis)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _put_bits(array: HeldArray, block: Array, start: Start, axis: int) -> Array:
+    whole = lax.dynamic_update_slice_in_dim(_bits(array), _bits(block), start, axis)
+    return lax.bitcast_convert_type(whole, array.dtype)
+
+
+@_put_bits.defjvp
+def _push_put(axis, primals, tangents):
+    array, block, start = primals
+    d_array, d_block, _ = tangents
+    return _put_bits(array, block, start, axis), lax.dynamic_update_slice_in_dim(d_array, d_block, start, axis)
+
+
+def _bits(array: HeldArray) -> Array:
+    return lax.bitcast_convert_type(array, jnp.uint16)
+
+
+def _is_narrow(array: HeldArray) -> bool:
+    return jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize == 2

@@ -243,7 +243,7 @@ def tile_shape(head: LinearLogits | Array, counts: Array | None) -> tuple[int, i
     """
     num_rows, num_classes = head.shape
     if not isinstance(head, LinearLogits) or head.block_bytes is None:
-        most = default_bytes(num_rows, num_classes, 2**26)
+        most = default_bytes(num_rows, num_classes, 2**25)
     else:
         most = operator.index(head.block_bytes)
     few_classes = min_dim(512, num_rows // 16)
