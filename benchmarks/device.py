@@ -204,7 +204,7 @@ def in_block(case: Case, way: str, block_bytes: int | None) -> int:
     """How many classes, or rows, a block has."""
     rows, classes = case.shape
     if way == "class blocks":
-        return int(np.clip((block_bytes or max(2**26, 4 * rows * 512)) // (4 * rows), 1, classes))
+        return int(np.clip((block_bytes or max(2**25, 4 * rows * 512)) // (4 * rows), 1, classes))
     return int(np.clip((block_bytes or 2**29) // (4 * classes), 1, rows))
 
 

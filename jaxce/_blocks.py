@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Integer
 from jaxce._autodiff import is_local
 from jaxce._mesh import vary
 from jaxce._types import HeldArray
-from jaxce._xla import keep
+from jaxce._xla import keep, move
 
 _Carry = TypeVar("_Carry")
 _Tile = TypeVar("_Tile")
@@ -251,8 +251,7 @@ def cut(array: HeldArray | None, start: Start, size: int, axis: int = -1) -> Arr
     array = jnp.asarray(array)
     if array.shape[axis] == size:
         return array
-    move = _cut_bits if _is_narrow(array) else lax.dynamic_slice_in_dim
-    return move(array, start, size, axis)
+    return move(partial(lax.dynamic_slice_in_dim, slice_size=size, axis=axis), array, to=start)
 
 
 def cut_classes(tree: _Tree, along: object, start: Start, size: int) -> _Tree:
@@ -270,42 +269,4 @@ def put(array: HeldArray, block: HeldArray, start: Start, axis: int = -1) -> Arr
     block = jnp.asarray(block, array.dtype)
     if array.shape == block.shape:
         return block
-    move = _put_bits if _is_narrow(array) else lax.dynamic_update_slice_in_dim
-    return move(array, block, start, axis)
-
-
-# XLA's CPU moves a block of bfloat16 as float32, and makes a float32 copy of the whole array for it, outside the loop.
-# Integers it moves as they are.
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def _cut_bits(array: Array, start: Start, size: int, axis: int) -> Array:
-    block = lax.dynamic_slice_in_dim(_bits(array), start, size, axis)
-    return lax.bitcast_convert_type(block, array.dtype)
-
-
-@_cut_bits.defjvp
-def _push_cut(size, axis, primals, tangents):
-    array, start = primals
-    return _cut_bits(array, start, size, axis), lax.dynamic_slice_in_dim(tangents[0], start, size, axis)
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(3,))
-def _put_bits(array: HeldArray, block: Array, start: Start, axis: int) -> Array:
-    whole = lax.dynamic_update_slice_in_dim(_bits(array), _bits(block), start, axis)
-    return lax.bitcast_convert_type(whole, array.dtype)
-
-
-@_put_bits.defjvp
-def _push_put(axis, primals, tangents):
-    array, block, start = primals
-    d_array, d_block, _ = tangents
-    return _put_bits(array, block, start, axis), lax.dynamic_update_slice_in_dim(d_array, d_block, start, axis)
-
-
-def _bits(array: HeldArray) -> Array:
-    return lax.bitcast_convert_type(array, jnp.uint16)
-
-
-def _is_narrow(array: HeldArray) -> bool:
-    return jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize == 2
+    return move(partial(lax.dynamic_update_slice_in_dim, axis=axis), jnp.asarray(array), block, to=start)

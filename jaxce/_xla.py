@@ -1,6 +1,7 @@
 """What XLA:CPU has to be told; no mathematics. Elsewhere each of these is what its name says, and no more."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import jax
@@ -12,6 +13,7 @@ _Values = TypeVar("_Values")
 _Class = Float[Array, " classes"]
 _Number = Float[Array, ""]
 _Label = Integer[Array, ""]
+Places = Integer[Array, "*any"] | int
 
 
 def keep(values: _Values) -> _Values:
@@ -76,28 +78,41 @@ def each(function: Callable[[Array], _Values], numbers: Array) -> _Values:
     return lax.platform_dependent(numbers, cpu=one_by_one, default=jax.vmap(function))
 
 
-@jax.custom_jvp
 def put_at(values: _Class, classes: Integer[Array, " listed"], numbers: Float[Array, " listed"]) -> _Class:
     """`values` with numbers in place of those at listed classes, if these are among them. All must be different."""
-    if values.dtype.itemsize >= 4:
-        return _put_at(values, classes, numbers)
-    # XLA:CPU would widen all values to put narrow floats in, and widens no integers.
-    return lax.platform_dependent(values, classes, numbers, cpu=_put_bits_at, default=_put_at)
+
+    def put(values: Array, numbers: Array, classes: Array) -> Array:
+        return values.at[classes].set(numbers, mode="drop", unique_indices=True)
+
+    return move(put, values, numbers, to=classes)
 
 
-def _put_bits_at(values, classes, numbers):
-    bits = jnp.uint8 if values.dtype.itemsize == 1 else jnp.uint16
-    values_in_bits, numbers_in_bits = (lax.bitcast_convert_type(array, bits) for array in (values, numbers))
-    return lax.bitcast_convert_type(_put_at(values_in_bits, classes, numbers_in_bits), values.dtype)
+def move(function: Callable[..., Array], *arrays: Array, to: Places) -> Array:
+    """`function(*arrays, to)`, which computes nothing, and only puts what arrays of one dtype hold elsewhere.
+
+    XLA:CPU moves narrow floats as float32, of which it makes a whole array outside a loop. It moves integers as they
+    are.
+    """
+    is_narrow = jnp.issubdtype(arrays[0].dtype, jnp.floating) and jnp.finfo(arrays[0].dtype).bits < 32
+    return _move_narrow(function, *arrays, to) if is_narrow else function(*arrays, to)
 
 
-@put_at.defjvp
-def _push_put_at(primals, tangents):
-    return put_at(*primals), jax.jvp(_put_at, primals, tangents)[1]
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _move_narrow(function, *arrays_and_places):
+    dtype = arrays_and_places[0].dtype
+    bits = jnp.dtype(f"uint{jnp.finfo(dtype).bits}")
+
+    def move_bits(*arrays_and_places):
+        *arrays, places = arrays_and_places
+        moved = function(*(lax.bitcast_convert_type(array, bits) for array in arrays), places)
+        return lax.bitcast_convert_type(moved, dtype)
+
+    return lax.platform_dependent(*arrays_and_places, cpu=move_bits, default=function)
 
 
-def _put_at(values, classes, numbers):
-    return values.at[classes].set(numbers, mode="drop", unique_indices=True)
+@_move_narrow.defjvp
+def _push_move(function, primals, tangents):
+    return _move_narrow(function, *primals), jax.jvp(function, primals, tangents)[1]
 
 
 def _is_label(values: _Class, label: _Label) -> Bool[Array, " classes"]:

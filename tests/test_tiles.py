@@ -160,10 +160,10 @@ def test_what_is_small_or_symbolic_or_counts_whole_has_no_tiles():
 @pytest.mark.parametrize(
     ("shape", "masked", "expected"),
     [
-        ((8192, 131072), False, (8192, 2048)),
-        ((8192, 131072), True, (1024, 2048)),
-        ((32768, 32768), False, (32768, 512)),
-        ((524288, 32768), False, (32768, 512)),
+        ((8192, 131072), False, (8192, 1024)),
+        ((8192, 131072), True, (1024, 1024)),
+        ((32768, 32768), False, (16384, 512)),
+        ((524288, 32768), False, (16384, 512)),
         ((2048, 16384), True, (256, 2048)),
         ((2048, 16384), False, (2048, 2048)),
         ((1024, 4096), False, (1024, 1024)),
@@ -171,6 +171,6 @@ def test_what_is_small_or_symbolic_or_counts_whole_has_no_tiles():
     ],
 )
 def test_shape_of_a_tile(shape, masked, expected):
-    """64 MiB, or an eighth of the logits, but not less than 4 MiB."""
+    """32 MiB, or an eighth of the logits, but not less than 4 MiB."""
     head = jaxce.LinearLogits(jnp.zeros((shape[0], 1)), jnp.zeros((1, shape[1])))
     assert tile_shape(head, jnp.zeros(shape[0], bool) if masked else None) == expected
