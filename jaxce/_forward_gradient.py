@@ -6,6 +6,7 @@ all rows are added up before anyone asks for them, which is only right for a sum
 number, by which the gradients are multiplied afterwards.
 """
 
+import operator
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -17,7 +18,7 @@ from jaxtyping import Array, Float
 
 from jaxce._blocks import Along, Order, cut, default_bytes, over_counting_tiles, put, rows_per_tile
 from jaxce._conventions import accumulator
-from jaxce._head import finish, head_gradient, project
+from jaxce._head import Product, finish, project, project_back
 from jaxce._logits import LinearLogits
 from jaxce._mesh import over_axes, vary, varying
 from jaxce._rows import Rows
@@ -100,7 +101,8 @@ def _weighed_sum(loss: _Formula, rows: Rows) -> _Total:
 def _by_blocks(leaves, structure, of_rows, moving) -> tuple[_Total, list[Array]]:
     """The sums, and the first one's gradient by the moving leaves in the dtype of the arithmetic."""
     rows: Rows = structure.unflatten(leaves)[1]
-    num_rows, size = rows.logits.shape[0], _rows_per_block(rows)
+    (num_rows, num_classes), most = rows.logits.shape, _bytes_per_block(rows)
+    size = rows_per_tile(num_rows, most // (4 * num_classes), rows.counts)
     order = Order(rows.counts, size, is_cheap=not any(_is_large(part) for part in (rows.logits, rows.targets)))
     along = [Along.ROWS if has_rows else Along.NEITHER for has_rows in of_rows]
     leaves = order.of(list(leaves), along)
@@ -115,9 +117,12 @@ def _by_blocks(leaves, structure, of_rows, moving) -> tuple[_Total, list[Array]]
         part, of_block = _value_and_gradients(*structure.unflatten(block))
         terms = jax.tree.leaves(of_block)
         return jax.tree.map(jnp.add, total, part), [
-            put(gradient, terms[i], first, axis=0) if of_rows[i] else gradient + terms[i]
+            put(gradient, terms[i], first, axis=0) if of_rows[i] else plus(gradient, terms[i])
             for i, gradient in zip(moving, gradients, strict=True)
         ]
+
+    def plus(total: Array, term: Array | Product) -> Array:
+        return term.added_to(total, most) if isinstance(term, Product) else total + term
 
     nothing = [jnp.zeros_like(leaves[i], accumulator(leaves[i])) for i in moving]
     zero = vary(jnp.zeros((), rows.dtype), varying(leaves) - {*rows.classes.axes})
@@ -144,10 +149,12 @@ def _value_and_gradients(loss: _Formula, rows: Rows) -> tuple[_Total, tuple[_For
     total, (d_products, d_loss, d_rows) = jax.value_and_grad(
         of_products, argnums=(0, 1, 2), has_aux=True, allow_int=True
     )(products, *_widen_shared(loss, rows))
-    d_heads = {
-        name: head_gradient(head, (d_products[name], getattr(d_rows, name)), rows.counts) for name, head in lazy.items()
-    }
-    return total, (d_loss, d_rows._replace(**d_heads))
+
+    def of_head(name: str, head: LinearLogits) -> LinearLogits:
+        d_hidden, d_kernel = project_back(d_products[name], head, rows.counts)
+        return replace(getattr(d_rows, name), hidden=d_hidden, kernel=d_kernel)
+
+    return total, (d_loss, d_rows._replace(**{name: of_head(name, head) for name, head in lazy.items()}))
 
 
 def _lazy(rows: Rows) -> dict[str, LinearLogits]:
@@ -167,9 +174,8 @@ def _widen_shared(loss: _Formula, rows: Rows) -> tuple[_Formula, Rows]:
     return loss, rows._replace(**heads)
 
 
-def _rows_per_block(rows: Rows) -> int:
-    """How many rows of all classes fit into a block, by the first lazy logits' word."""
+def _bytes_per_block(rows: Rows) -> int:
+    """What a block of rows takes in all classes, by the first lazy logits' word."""
     num_rows, num_classes = rows.logits.shape
     most = next(iter(_lazy(rows).values())).block_bytes
-    most = default_bytes(num_rows, num_classes, 2**29) if most is None else most
-    return rows_per_tile(num_rows, most // (4 * num_classes), rows.counts)
+    return default_bytes(num_rows, num_classes, 2**29) if most is None else operator.index(most)

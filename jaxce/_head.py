@@ -7,7 +7,7 @@ applies the rule of `_rule` to it and multiplies the result into the gradients o
 
 import operator
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar, overload
 
@@ -49,6 +49,27 @@ _PerClass = Float[Array, " classes"]
 _Carry = TypeVar("_Carry")
 _Gradient = TypeVar("_Gradient")
 _Head = TypeVar("_Head", bound=LinearLogits | Array)
+
+
+@dataclass(frozen=True)
+class Product:
+    """leftᵀ · right, what rows add to a kernel's gradient: as large as the kernel, and so made by blocks of classes."""
+
+    left: Float[Array, "rows features"]
+    right: Float[Array, "rows classes"]
+
+    def __call__(self) -> Float[Array, "features classes"]:
+        """All of it, in at least float32."""
+        return _dot(self.left, self.right, 0, 0)
+
+    def added_to(self, total: Float[Array, "features classes"], most: int) -> Float[Array, "features classes"]:
+        """The sum, by blocks of so many bytes at most."""
+
+        def add_block(total: Array, start: Start, size: int) -> Array:
+            term = replace(self, right=cut(self.right, start, size))()
+            return put(total, cut(total, start, size) + term.astype(total.dtype), start)
+
+        return over_blocks(add_block, total, total.shape[1], block_size(most // (4 * total.shape[0]), total.shape[1]))
 
 
 class HeadRows(NamedTuple):
@@ -281,13 +302,13 @@ def project(head: LinearLogits, counts: Array | None, dtype: np.dtype) -> Float[
 
 def project_back(
     d_products: Float[Array, "rows classes"], head: LinearLogits, counts: Array | None
-) -> tuple[Float[Array, "rows features"], Float[Array, "features classes"]]:
+) -> tuple[Float[Array, "rows features"], Product]:
     """The gradients of hidden and kernel, in at least float32, from multiplications in the operands' dtype."""
     hidden, kernel = _operands(head)
     d_products = d_products.astype(hidden.dtype)
     d_hidden = _dot(d_products, kernel, 1, 1)
     # 0 · NaN is NaN: what a row that does not count holds must not meet the kernel's gradient.
-    return d_hidden, _dot(silence(counts, hidden), d_products, 0, 0)
+    return d_hidden, Product(silence(counts, hidden), d_products)
 
 
 @overload
@@ -304,7 +325,7 @@ def head_gradient(block: LinearLogits, d_finish: tuple[Array, LinearLogits], cou
     """The gradient of a block of a head, given what the pullback of `finish` returned for it."""
     d_products, d_block = d_finish
     d_hidden, d_kernel = project_back(d_products, block, counts)
-    return replace(d_block, hidden=d_hidden, kernel=d_kernel)
+    return replace(d_block, hidden=d_hidden, kernel=d_kernel())
 
 
 def rounded(gradient: _Gradient, head: _Gradient) -> _Gradient:
