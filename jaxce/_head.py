@@ -63,13 +63,19 @@ class Product:
         return _dot(self.left, self.right, 0, 0)
 
     def added_to(self, total: Float[Array, "features classes"], most: int) -> Float[Array, "features classes"]:
-        """The sum, by blocks of so many bytes at most."""
+        """The sum. By blocks of so many bytes on a CPU; accelerators add as they multiply, and hold no product."""
 
-        def add_block(total: Array, start: Start, size: int) -> Array:
-            term = replace(self, right=cut(self.right, start, size))()
-            return put(total, cut(total, start, size) + term.astype(total.dtype), start)
+        def add(total: Array, left: Array, right: Array) -> Array:
+            return total + Product(left, right)().astype(total.dtype)
 
-        return over_blocks(add_block, total, total.shape[1], block_size(most // (4 * total.shape[0]), total.shape[1]))
+        def add_by_blocks(total: Array, left: Array, right: Array) -> Array:
+            def add_block(total: Array, start: Start, size: int) -> Array:
+                return put(total, add(cut(total, start, size), left, cut(right, start, size)), start)
+
+            num_features, num_classes = total.shape
+            return over_blocks(add_block, total, num_classes, block_size(most // (4 * num_features), num_classes))
+
+        return lax.platform_dependent(total, self.left, self.right, cpu=add_by_blocks, default=add)
 
 
 class HeadRows(NamedTuple):
