@@ -73,7 +73,9 @@ class Product:
                 return put(total, add(cut(total, start, size), left, cut(right, start, size)), start)
 
             num_features, num_classes = total.shape
-            return over_blocks(add_block, total, num_classes, block_size(most // (4 * num_features), num_classes))
+            return over_blocks(
+                add_block, total, num_classes, block_size(min(most, 2**24) // (4 * num_features), num_classes)
+            )
 
         return lax.platform_dependent(total, self.left, self.right, cpu=add_by_blocks, default=add)
 
