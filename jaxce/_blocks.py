@@ -120,7 +120,7 @@ def over_tiles(
 
     def make_if_any(first: Start, number: int) -> _Tile:
         types = jax.eval_shape(lambda first: make(first, number), jnp.zeros((), jnp.int32))
-        zeros = jax.tree.map(_zeros, types)
+        zeros = jax.tree.map(zeros_of, types)
         is_any = jnp.any(cut(jnp.asarray(counts), first, number))
         return lax.cond(is_any, lambda: make(first, number), lambda: zeros)
 
@@ -163,7 +163,7 @@ def over_counting_tiles(
     return lax.cond(needed > whole * size, lambda carry: step(carry, start, rest), lambda carry: carry, carry)
 
 
-def _zeros(leaf: jax.ShapeDtypeStruct) -> Array:
+def zeros_of(leaf: jax.ShapeDtypeStruct) -> Array:
     """Zeros of a type, which is also one of a device's own numbers or of all devices'."""
     axes = leaf.manual_axis_type.varying if leaf.manual_axis_type is not None else ()
     return vary(jnp.zeros(leaf.shape, leaf.dtype), axes)
@@ -197,7 +197,7 @@ def add_block(
         return jax.tree.map(add_rows, along, carry[0], tile), jax.tree.map(add_classes, along, carry[1], tile)
 
     def no_sums(along: Along, leaf: jax.ShapeDtypeStruct) -> Array:
-        return _zeros(leaf) if along is Along.CLASSES else jnp.zeros(())
+        return zeros_of(leaf) if along is Along.CLASSES else jnp.zeros(())
 
     types = jax.eval_shape(lambda first: make(first, size), jnp.zeros((), jnp.int32))
     carry = total, jax.tree.map(no_sums, along, types)

@@ -4,6 +4,7 @@ Every loss over classes differentiates through it, in every mode and to every or
 smoothing, masks of whole losses and reductions live above it and get their gradients from autodiff.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, TypeVar, overload
@@ -14,15 +15,17 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Integer
 
-from jaxce._autodiff import rule
+from jaxce._autodiff import is_local, is_on_cpu, rule
+from jaxce._blocks import Start, cut, over_blocks, put, zeros_of
 from jaxce._conventions import silence, times, without_padding
 from jaxce._mesh import Classes
 from jaxce._slice import Asked, Moment, Slice, argmax_of, merge_devices
-from jaxce._xla import add_at, apart, keep, put_at, sum_alone, zero_at
+from jaxce._xla import add_at, apart, is_few, keep, put_at, sum_alone, zero_at
 
 _Class = Float[Array, " classes"]
 _Number = Float[Array, ""]
 _Result = TypeVar("_Result")
+_CHUNK_BYTES = 2**22  # of float32, which stay in a CPU's cache
 _DEEP = 1000.0  # exp of minus it is 0 in every dtype, and 0 · ∞ is 0
 
 #     z   the logits                          m   max z, a constant to every derivative
@@ -142,7 +145,32 @@ def _forward(rows: Row, *, beside_gradient: bool = False) -> Numbers:
         masses = None if row.masses is None else row.classes.largest(row.masses)  # they are the same on all devices
         return numbers_of(merge_devices(part, row.classes), has_label=row.has_label, masses=masses)
 
-    return over_rows(of_row, rows.logits.ndim - 1, (ROW_AXES,))(rows)
+    of_rows = over_rows(of_row, rows.logits.ndim - 1, (ROW_AXES,))
+    return of_rows(rows) if shares_exp or is_few(rows.logits.shape[-1]) else _by_chunks(of_row, rows)
+
+
+def _by_chunks(of_row: Callable[[Row], Numbers], rows: Row) -> Numbers:
+    """The numbers of rows, on a CPU a few at a time: where there are many classes, it writes out what it sums."""
+    *row_axes, num_classes = rows.logits.shape
+    num_axes, num_rows = len(row_axes), math.prod(row_axes)
+    of_rows = over_rows(of_row, min(num_axes, 1), (ROW_AXES,))
+    size = max(1, _CHUNK_BYTES // (4 * num_classes))
+    if not (is_on_cpu.value and is_local.value and isinstance(num_rows, int) and size < num_rows):
+        return over_rows(of_row, num_axes, (ROW_AXES,))(rows)
+
+    def flat(array: Array | None, axis: int | None) -> Array | None:
+        return array if array is None or axis is None else array.reshape(num_rows, *array.shape[num_axes:])
+
+    rows = Row(*map(flat, rows, ROW_AXES))
+
+    def put_chunk(numbers: Numbers, start: Start, size: int) -> Numbers:
+        chunk = [
+            array if axis is None else cut(array, start, size, 0) for array, axis in zip(rows, ROW_AXES, strict=True)
+        ]
+        return jax.tree.map(partial(put, start=start, axis=0), numbers, of_rows(Row(*chunk)))
+
+    numbers = over_blocks(put_chunk, jax.tree.map(zeros_of, jax.eval_shape(of_rows, rows)), num_rows, size)
+    return jax.tree.map(lambda array: array.reshape(*row_axes, *array.shape[1:]), numbers)
 
 
 def _outputs(rows: Row) -> Numbers:
@@ -382,7 +410,7 @@ def slice_row(row: Row, *, shares_exp: bool = False) -> Slice:
         # The barrier keeps XLA:CPU from widening all logits for the sake of one.
         logit = _at_label(keep(row.logits), row.target)
         lead = jnp.maximum(row.maximum - logit.astype(dtype), 0)
-        sum_less_1 = sum_alone(e) + jnp.where(here, jnp.expm1(-lead), -1)
+        sum_less_1 = sum_alone(e, are_held=shares_exp) + jnp.where(here, jnp.expm1(-lead), -1)
         target_moment = Moment(jnp.where(here, lead, 0), here.astype(dtype))
     else:
         sum_less_1 = _without_maximum(sum_alone(_exp(copies[0])), _exp(copies[1]))

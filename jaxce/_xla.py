@@ -35,10 +35,22 @@ def apart(values: _Values, count: int) -> list[_Values]:
     return lax.platform_dependent(values, cpu=barred, default=lambda values: [values] * count)
 
 
-def sum_alone(values: _Class) -> _Number:
-    """The sum in a loop that ends with it: XLA:CPU would sum over rows in the same one, and write out what it sums."""
-    total = jnp.sum(values)
-    return jnp.where(jnp.isnan(total), jnp.nan, total)  # a selection ends the loop
+def sum_alone(values: _Class, *, are_held: bool = False) -> _Number:
+    """The sum in a loop that ends with it: XLA:CPU would sum over rows in the same one, and write out what it sums.
+
+    Its library takes several times as long for many values that are computed as it sums, and not `are_held`.
+    """
+    return _selected(jnp.sum(values if are_held or is_few(values.shape[0]) else _selected(values)))
+
+
+def is_few(num_classes: int) -> bool:
+    """Whether XLA:CPU's library sums what it computes of so many classes as fast as any."""
+    return not isinstance(num_classes, int) or num_classes <= 2**15
+
+
+def _selected(values: Array) -> Array:
+    """The values, by a selection, which ends a loop, and is not known to the library."""
+    return jnp.where(jnp.isnan(values), jnp.nan, values)
 
 
 def zero_at(values: _Class, label: _Label, *, shares_exp: bool) -> _Class:
