@@ -135,9 +135,7 @@ def read_classes(inputs: ClassInputs) -> Rows:
     elif jnp.issubdtype(targets.dtype, jnp.integer):
         targets, counts, in_range = read_labels(targets, counts, inputs)
         valid = in_range if counts is None else in_range | ~counts
-        targets = jnp.where(in_range & valid, targets, 0).astype(jnp.int32)
-        if counts is not None:
-            targets = jnp.where(counts, targets, 0)
+        targets = jnp.where(in_range if counts is None else in_range & counts, targets, 0).astype(jnp.int32)
     else:
         targets = jnp.moveaxis(targets, inputs.axis, -1)
     dtype = accumulator(logits, targets, inputs.weights, inputs.class_weights)
