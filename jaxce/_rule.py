@@ -145,32 +145,50 @@ def _forward(rows: Row, *, beside_gradient: bool = False) -> Numbers:
         masses = None if row.masses is None else row.classes.largest(row.masses)  # they are the same on all devices
         return numbers_of(merge_devices(part, row.classes), has_label=row.has_label, masses=masses)
 
-    of_rows = over_rows(of_row, rows.logits.ndim - 1, (ROW_AXES,))
-    return of_rows(rows) if shares_exp or is_few(rows.logits.shape[-1]) else _by_chunks(of_row, rows)
+    flat, restore = _flat(rows)
+    of_rows = over_rows(of_row, flat.logits.ndim - 1, (ROW_AXES,))
+    return restore(of_rows(flat) if shares_exp or is_few(flat.logits.shape[-1]) else _by_chunks(of_rows, flat))
 
 
-def _by_chunks(of_row: Callable[[Row], Numbers], rows: Row) -> Numbers:
+def _flat(rows: Row, *trees: object) -> tuple[Any, ...]:
+    """Rows, and trees of arrays of theirs, along one axis, and the way back, where no device has rows of another's.
+
+    Indices of several axes take XLA:CPU longer.
+    """
+    row_axes = rows.logits.shape[:-1]
+    num_axes = len(row_axes)
+    if num_axes < 2 or not is_local.value or not all(isinstance(size, int) for size in row_axes):
+        return rows, *trees, lambda tree: tree
+
+    def flat(array: Array) -> Array:
+        return array.reshape(math.prod(row_axes), *array.shape[num_axes:])
+
+    def restore(tree: _Result) -> _Result:
+        return jax.tree.map(lambda array: array.reshape(*row_axes, *array.shape[1:]), tree)
+
+    return _each_with_rows(flat, rows), *(jax.tree.map(flat, tree) for tree in trees), restore
+
+
+def _each_with_rows(function: Callable[[Array], Array], rows: Row) -> Row:
+    """The function of all arrays that have axes of rows."""
+    parts: Any = zip(rows, ROW_AXES, strict=True)
+    parts = [part if part is None or axis is None else function(part) for part, axis in parts]
+    return Row(*parts)
+
+
+def _by_chunks(of_rows: Callable[[Row], Numbers], rows: Row) -> Numbers:
     """The numbers of rows, on a CPU a few at a time: where there are many classes, it writes out what it sums."""
-    *row_axes, num_classes = rows.logits.shape
-    num_axes, num_rows = len(row_axes), math.prod(row_axes)
-    of_rows = over_rows(of_row, min(num_axes, 1), (ROW_AXES,))
-    size = max(1, _CHUNK_BYTES // (4 * num_classes))
-    if not (is_on_cpu.value and is_local.value and isinstance(num_rows, int) and size < num_rows):
-        return over_rows(of_row, num_axes, (ROW_AXES,))(rows)
-
-    def flat(array: Array | None, axis: int | None) -> Array | None:
-        return array if array is None or axis is None else array.reshape(num_rows, *array.shape[num_axes:])
-
-    rows = Row(*map(flat, rows, ROW_AXES))
+    num_rows, size = rows.logits.shape[0], max(1, _CHUNK_BYTES // (4 * rows.logits.shape[-1]))
+    if rows.logits.ndim != 2 or not (is_on_cpu.value and is_local.value and isinstance(num_rows, int)):
+        return of_rows(rows)
+    if size >= num_rows:
+        return of_rows(rows)
 
     def put_chunk(numbers: Numbers, start: Start, size: int) -> Numbers:
-        chunk = [
-            array if axis is None else cut(array, start, size, 0) for array, axis in zip(rows, ROW_AXES, strict=True)
-        ]
-        return jax.tree.map(partial(put, start=start, axis=0), numbers, of_rows(Row(*chunk)))
+        chunk = _each_with_rows(lambda array: cut(array, start, size, 0), rows)
+        return jax.tree.map(partial(put, start=start, axis=0), numbers, of_rows(chunk))
 
-    numbers = over_blocks(put_chunk, jax.tree.map(zeros_of, jax.eval_shape(of_rows, rows)), num_rows, size)
-    return jax.tree.map(lambda array: array.reshape(*row_axes, *array.shape[1:]), numbers)
+    return over_blocks(put_chunk, jax.tree.map(zeros_of, jax.eval_shape(of_rows, rows)), num_rows, size)
 
 
 def _outputs(rows: Row) -> Numbers:
@@ -198,9 +216,8 @@ def _backward(rows: Row, numbers: Numbers, cotangents: Numbers) -> Row:
         logits, sum_less_1, maximum = keep((logits, numbers.sum_less_1, numbers.maximum))
         numbers = numbers._replace(sum_less_1=sum_less_1, maximum=maximum)
     of_row = partial(slice_gradient, shares_exp=shares_exp)
-    gradient = over_rows(of_row, rows.logits.ndim - 1, (ROW_AXES, 0, 0))(
-        rows._replace(logits=logits), numbers, cotangents
-    )
+    *flat, restore = _flat(rows._replace(logits=logits), numbers, cotangents)
+    gradient = restore(over_rows(of_row, flat[0].logits.ndim - 1, (ROW_AXES, 0, 0))(*flat))
     return gradient._replace(
         logits=gradient.logits.astype(rows.logits.dtype),
         target_weights=sum_rows(gradient.target_weights),
