@@ -36,9 +36,6 @@ _Indices = tuple[int, ...]
 # rows it has, and must not be asked for others.
 is_local = jax.make_user_context(True)
 
-# Whether it is known that a CPU runs the program.
-is_on_cpu = jax.make_user_context(False)
-
 
 def rule(
     forward: Callable[[_Inputs], _Outputs],
@@ -216,17 +213,14 @@ _rule_p.def_abstract_eval(_types)
 
 @_rule_p.def_impl
 def _run_now(*arguments: Array, **how: Any) -> list[Array]:
-    placed = [array.sharding.device_set for array in arguments if isinstance(array, jax.Array)]
-    platforms = {device.platform for devices in placed for device in devices}
-    with is_local(all(len(devices) == 1 for devices in placed)), is_on_cpu(platforms == {"cpu"}):
+    with is_local(all(len(array.sharding.device_set) == 1 for array in arguments if isinstance(array, jax.Array))):
         return _run_flat(*arguments, **how)
 
 
 def _lower(lowering: mlir.LoweringRuleContext, *arguments: Any, **how: Any) -> Any:
     around: Any = lowering.module_context.axis_context  # of a partitioned program, or of `shard_map`
     split = around.num_devices > 1 if hasattr(around, "num_devices") else {*around.mesh.axis_names} - around.manual_axes
-    platforms = lowering.platforms or lowering.module_context.platforms
-    with is_local(not split), is_on_cpu(tuple(platforms) == ("cpu",)):
+    with is_local(not split):
         return mlir.lower_fun(_run_flat, multiple_results=True)(lowering, *arguments, **how)
 
 

@@ -40,6 +40,7 @@ from jaxce._logits import LinearLogits
 from jaxce._mesh import Classes, vary, varying
 from jaxce._rule import ROW_AXES, Numbers, Row, numbers_of, row_maximum, slice_gradient, slice_row, sum_rows
 from jaxce._slice import Asked, Slice, empty, merge, merge_devices
+from jaxce._xla import on_cpu
 
 # What the user says of products that take bfloat16 and return float32.
 _IN_BFLOAT16 = ("bfloat16", "BF16_BF16_F32")
@@ -77,7 +78,7 @@ class Product:
                 add_block, total, num_classes, block_size(min(most, 2**24) // (4 * num_features), num_classes)
             )
 
-        return lax.platform_dependent(total, self.left, self.right, cpu=add_by_blocks, default=add)
+        return on_cpu(add_by_blocks, add)(total, self.left, self.right)
 
 
 class HeadRows(NamedTuple):

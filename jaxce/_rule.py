@@ -15,17 +15,17 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Integer
 
-from jaxce._autodiff import is_local, is_on_cpu, rule
-from jaxce._blocks import Start, cut, over_blocks, put, zeros_of
+from jaxce._autodiff import is_local, rule
+from jaxce._blocks import Start, block_size, cut, over_blocks, put, zeros_of
 from jaxce._conventions import silence, times, without_padding
 from jaxce._mesh import Classes
 from jaxce._slice import Asked, Moment, Slice, argmax_of, merge_devices
-from jaxce._xla import add_at, apart, is_few, keep, put_at, sum_alone, zero_at
+from jaxce._xla import add_at, apart, is_long, keep, on_cpu, put_at, sum_alone, writes_out, zero_at
 
 _Class = Float[Array, " classes"]
 _Number = Float[Array, ""]
 _Result = TypeVar("_Result")
-_CHUNK_BYTES = 2**22  # of float32, which stay in a CPU's cache
+_CHUNK_BYTES = 2**19  # of float32, which stay in a CPU's cache
 _DEEP = 1000.0  # exp of minus it is 0 in every dtype, and 0 · ∞ is 0
 
 #     z   the logits                          m   max z, a constant to every derivative
@@ -147,7 +147,11 @@ def _forward(rows: Row, *, beside_gradient: bool = False) -> Numbers:
 
     flat, restore = _flat(rows)
     of_rows = over_rows(of_row, flat.logits.ndim - 1, (ROW_AXES,))
-    return restore(of_rows(flat) if shares_exp or is_few(flat.logits.shape[-1]) else _by_chunks(of_rows, flat))
+    # For the chunks XLA:CPU copies narrow logits, into the memory of their gradient where there is one.
+    may_copy = beside_gradient or rows.logits.dtype == rows.maximum.dtype
+    if may_copy and not shares_exp and flat.logits.ndim == 2 and _is_long(rows):
+        of_rows = on_cpu(partial(_by_chunks, of_rows), of_rows)
+    return restore(of_rows(flat))
 
 
 def _flat(rows: Row, *trees: object) -> tuple[Any, ...]:
@@ -177,18 +181,22 @@ def _each_with_rows(function: Callable[[Array], Array], rows: Row) -> Row:
 
 
 def _by_chunks(of_rows: Callable[[Row], Numbers], rows: Row) -> Numbers:
-    """The numbers of rows, on a CPU a few at a time: where there are many classes, it writes out what it sums."""
-    num_rows, size = rows.logits.shape[0], max(1, _CHUNK_BYTES // (4 * rows.logits.shape[-1]))
-    if rows.logits.ndim != 2 or not (is_on_cpu.value and is_local.value and isinstance(num_rows, int)):
-        return of_rows(rows)
-    if size >= num_rows:
-        return of_rows(rows)
+    """The numbers of rows along one axis, a few of them at a time, so that all that is summed may be written out."""
+    num_rows, num_classes = rows.logits.shape
+    size = block_size(_CHUNK_BYTES // (4 * num_classes), num_rows)
 
     def put_chunk(numbers: Numbers, start: Start, size: int) -> Numbers:
         chunk = _each_with_rows(lambda array: cut(array, start, size, 0), rows)
         return jax.tree.map(partial(put, start=start, axis=0), numbers, of_rows(chunk))
 
-    return over_blocks(put_chunk, jax.tree.map(zeros_of, jax.eval_shape(of_rows, rows)), num_rows, size)
+    with writes_out(True):
+        numbers = jax.tree.map(zeros_of, jax.eval_shape(of_rows, rows))
+        return over_blocks(put_chunk, numbers, num_rows, size)
+
+
+def _is_long(rows: Row) -> bool:
+    """Whether a CPU sums slowly over the classes, of rows which are a device's own."""
+    return is_local.value and is_long(rows.logits.shape[-1])
 
 
 def _outputs(rows: Row) -> Numbers:
@@ -205,7 +213,8 @@ def _outputs(rows: Row) -> Numbers:
 
 def _shares_exp(rows: Row) -> bool:
     """Whether XLA:CPU can keep the exponentials of the forward pass for the gradient, in the gradient's own memory."""
-    return rows.has_label and not rows.asked.entropy and rows.logits.dtype == rows.maximum.dtype
+    is_only_sum = not rows.asked.entropy and (rows.class_vector is None or not _is_long(rows))
+    return rows.has_label and is_only_sum and rows.logits.dtype == rows.maximum.dtype
 
 
 def _backward(rows: Row, numbers: Numbers, cotangents: Numbers) -> Row:
@@ -460,7 +469,7 @@ def slice_row(row: Row, *, shares_exp: bool = False) -> Slice:
         # The barrier keeps XLA:CPU from widening all logits for the sake of one.
         logit = _at_label(keep(row.logits), row.target)
         lead = jnp.maximum(row.maximum - logit.astype(dtype), 0)
-        sum_less_1 = sum_alone(e, are_held=shares_exp) + jnp.where(here, jnp.expm1(-lead), -1)
+        sum_less_1 = sum_alone(e) + jnp.where(here, jnp.expm1(-lead), -1)
         target_moment = Moment(jnp.where(here, lead, 0), here.astype(dtype))
     else:
         sum_less_1 = _without_maximum(sum_alone(_exp(copies[0])), _exp(copies[1]))

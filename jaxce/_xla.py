@@ -16,9 +16,22 @@ _Label = Integer[Array, ""]
 Places = Integer[Array, "*any"] | int
 
 
+# Whether what is summed shall be written out, as there is little of it at a time.
+writes_out = jax.make_user_context(False)
+
+
 def keep(values: _Values) -> _Values:
     """The values, which nothing sees through: what makes them is not merged with what reads them."""
     return lax.optimization_barrier(values)
+
+
+def on_cpu(for_cpu: Callable[..., _Values], elsewhere: Callable[..., _Values]) -> Callable[..., _Values]:
+    """One function of arrays for a CPU, and another that returns the same for all else."""
+
+    def choose(*arrays: object) -> _Values:
+        return lax.platform_dependent(*arrays, cpu=for_cpu, default=elsewhere)
+
+    return choose
 
 
 def apart(values: _Values, count: int) -> list[_Values]:
@@ -32,20 +45,17 @@ def apart(values: _Values, count: int) -> list[_Values]:
 
     if count == 1:
         return [values]
-    return lax.platform_dependent(values, cpu=barred, default=lambda values: [values] * count)
+    return on_cpu(barred, lambda values: [values] * count)(values)
 
 
-def sum_alone(values: _Class, *, are_held: bool = False) -> _Number:
-    """The sum in a loop that ends with it: XLA:CPU would sum over rows in the same one, and write out what it sums.
-
-    Its library takes several times as long for many values that are computed as it sums, and not `are_held`.
-    """
-    return _selected(jnp.sum(values if are_held or is_few(values.shape[0]) else _selected(values)))
+def sum_alone(values: _Class) -> _Number:
+    """The sum in a loop that ends with it: XLA:CPU would sum over rows in the same one, and write out what it sums."""
+    return _selected(jnp.sum(_selected(values) if writes_out.value else values))
 
 
-def is_few(num_classes: int) -> bool:
-    """Whether XLA:CPU's library sums what it computes of so many classes as fast as any."""
-    return not isinstance(num_classes, int) or num_classes <= 2**15
+def is_long(num_classes: int) -> bool:
+    """Whether XLA:CPU's library takes several times as long to sum so many values that are computed as it sums."""
+    return isinstance(num_classes, int) and num_classes > 2**15
 
 
 def _selected(values: Array) -> Array:
@@ -63,7 +73,7 @@ def zero_at(values: _Class, label: _Label, *, shares_exp: bool) -> _Class:
         return values.at[label].set(0, mode="drop", wrap_negative_indices=False)
 
     # XLA:CPU writes out what it scatters into, and so shares it.
-    return lax.platform_dependent(values, label, cpu=scatter, default=select) if shares_exp else select(values, label)
+    return on_cpu(scatter, select)(values, label) if shares_exp else select(values, label)
 
 
 def add_at(values: _Class, label: _Label, number: _Number, *, is_final: bool) -> _Class:
@@ -78,7 +88,7 @@ def add_at(values: _Class, label: _Label, number: _Number, *, is_final: bool) ->
     # Accelerators fuse the comparison into what comes next. XLA:CPU's loop takes longer with one in it.
     if not is_final:
         return select(values, label, number)
-    return lax.platform_dependent(values, label, number, cpu=scatter, default=select)
+    return on_cpu(scatter, select)(values, label, number)
 
 
 def each(function: Callable[[Array], _Values], numbers: Array) -> _Values:
@@ -87,7 +97,7 @@ def each(function: Callable[[Array], _Values], numbers: Array) -> _Values:
     def one_by_one(numbers: Array) -> _Values:
         return lax.map(function, numbers)
 
-    return lax.platform_dependent(numbers, cpu=one_by_one, default=jax.vmap(function))
+    return on_cpu(one_by_one, jax.vmap(function))(numbers)
 
 
 def put_at(values: _Class, classes: Integer[Array, " listed"], numbers: Float[Array, " listed"]) -> _Class:
@@ -119,7 +129,7 @@ def _move_narrow(function, *arrays_and_places):
         moved = function(*(lax.bitcast_convert_type(array, bits) for array in arrays), places)
         return lax.bitcast_convert_type(moved, dtype)
 
-    return lax.platform_dependent(*arrays_and_places, cpu=move_bits, default=function)
+    return on_cpu(move_bits, function)(*arrays_and_places)
 
 
 @_move_narrow.defjvp

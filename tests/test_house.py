@@ -16,8 +16,8 @@ import jaxce
 ROOT = Path(__file__).parent.parent
 ORDER = [
     ["_types", "_mesh", "_autodiff", "_eager", "_conventions", "_xla"],
-    ["_logits", "_targets", "_split", "_slice"],
-    ["_arguments", "_rule", "_blocks"],
+    ["_blocks", "_logits", "_targets", "_split", "_slice"],
+    ["_arguments", "_rule"],
     ["_inputs", "_head"],
     ["_checks"],
     ["_rows"],

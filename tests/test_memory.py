@@ -67,7 +67,7 @@ def test_temporaries_of_value_and_gradient_on_the_cpu(call, dtype):
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_temporaries_of_long_rows_on_the_cpu(dtype, smoothing):
-    """XLA:CPU has other reductions for rows of more than 2^15 classes."""
+    """XLA:CPU has other reductions for rows of more than 2^15 classes, and so they are summed a few at a time."""
     logits, labels = ShapeDtypeStruct((512, 50257), dtype), ShapeDtypeStruct((512,), jnp.int32)
 
     def loss(logits, labels):
@@ -75,7 +75,7 @@ def test_temporaries_of_long_rows_on_the_cpu(dtype, smoothing):
 
     for function in (loss, jax.value_and_grad(loss)):
         compiled = jax.jit(function).lower(logits, labels).compile()
-        assert compiled.memory_analysis().temp_size_in_bytes <= 0.01 * 512 * 50257 * jnp.dtype(dtype).itemsize
+        assert compiled.memory_analysis().temp_size_in_bytes <= 2**20  # five of 512 rows
 
 
 @pytest.mark.parametrize("call", CALLS)
