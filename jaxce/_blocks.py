@@ -105,6 +105,17 @@ def over_blocks(step: Callable[[_Carry, Start, int], _Carry], carry: _Carry, tot
     return carry
 
 
+def over_chunks(function: Callable[[_Tree], _Tile], tree: _Tree, size: int) -> _Tile:
+    """A function of arrays along their first axis, some of it at a time: what it makes on the way is not held whole."""
+
+    def put_chunk(results: _Tile, start: Start, number: int) -> _Tile:
+        chunk = jax.tree.map(lambda array: cut(array, start, number, 0), tree)
+        return jax.tree.map(partial(put, start=start, axis=0), results, function(chunk))
+
+    results = jax.tree.map(zeros_of, jax.eval_shape(function, tree))
+    return over_blocks(put_chunk, results, jax.tree.leaves(tree)[0].shape[0], size)
+
+
 def over_tiles(
     make: Callable[[Start, int], _Tile],
     add: Callable[[_Carry, _Tile, Start], _Carry],

@@ -1,7 +1,9 @@
 """Losses of single numbers: independent yes/no outputs, and the squared and absolute errors."""
 
+import math
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Unpack, overload
+from typing import Any, TypeVar, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from jaxce._arguments import check_broadcast, check_reduction, check_scalar, present
-from jaxce._autodiff import rule
+from jaxce._autodiff import is_local, rule
+from jaxce._blocks import over_chunks
 from jaxce._checks import report_elements
 from jaxce._conventions import accumulator, silence
 from jaxce._eager import one_program
@@ -17,7 +20,10 @@ from jaxce._inputs import ElementInputs, check_elements
 from jaxce._reduction import MeanParts, reduce_rows
 from jaxce._split import aligned
 from jaxce._types import ElementMask, Elements, HeldArray, Reduction, RowOptions, Scalar, ToArray, ToParts
-from jaxce._xla import keep
+from jaxce._xla import on_cpu
+
+_Result = TypeVar("_Result")
+_ELEMENTS_AT_A_TIME = 2**16  # a few arrays of which stay in a CPU's cache
 
 _core = partial(jax.jit, static_argnames="reduction", inline=True)
 
@@ -210,7 +216,7 @@ def _binary(elements: _Elements) -> Array:
 
 def _pull_binary(elements: _Elements, _: Array, d_losses: Array) -> _Elements:
     """(1−t) σ(z) − positive · t σ(−z), and the distances themselves, from the inputs alone."""
-    z, t, positive = _anew(elements)
+    z, t, positive = elements
     (p, q), (yes, no) = _sigmoids(z), _distances(z)
     d_positive = None
     if positive is not None:
@@ -227,16 +233,28 @@ def _focal(elements: _Elements) -> Array:
 
 
 def _pull_focal(elements: _Elements, _: Array, d_losses: Array) -> _Elements:
-    return jax.vjp(_focal, _anew(elements))[1](d_losses)[0]
+    return jax.vjp(_focal, elements)[1](d_losses)[0]
 
 
-def _anew(elements: _Elements) -> _Elements:
-    """The inputs behind barriers: XLA:CPU would keep what the forward pass makes of them, and write it out for that."""
-    z, t, number = elements
-    return keep(z), keep(t), None if number is None else keep(number)
+def _some_at_a_time(function: Callable[..., _Result]) -> Callable[..., _Result]:
+    """The function of trees of arrays of one shape. A CPU would write out, whole, most of what it makes on the way."""
+
+    def run(*trees: Any) -> _Result:
+        shape = trees[0][0].shape
+
+        def by_chunks(*trees: Any) -> _Result:
+            flat = jax.tree.map(jnp.ravel, trees)
+            results = over_chunks(lambda chunk: function(*chunk), flat, _ELEMENTS_AT_A_TIME)
+            return jax.tree.map(lambda array: array.reshape(shape), results)
+
+        are_few = not all(isinstance(size, int) for size in shape) or math.prod(shape) <= _ELEMENTS_AT_A_TIME
+        return function(*trees) if are_few or not is_local.value else on_cpu(by_chunks, function)(*trees)
+
+    return run
 
 
-_binary_losses, _focal_losses = rule(_binary, _pull_binary), rule(_focal, _pull_focal)
+_binary_losses = rule(_some_at_a_time(_binary), _some_at_a_time(_pull_binary))
+_focal_losses = rule(_some_at_a_time(_focal), _some_at_a_time(_pull_focal))
 
 
 @jax.custom_jvp

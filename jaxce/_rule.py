@@ -16,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Integer
 
 from jaxce._autodiff import is_local, rule
-from jaxce._blocks import Start, block_size, cut, over_blocks, put, zeros_of
+from jaxce._blocks import block_size, over_chunks
 from jaxce._conventions import silence, times, without_padding
 from jaxce._mesh import Classes
 from jaxce._slice import Asked, Moment, Slice, argmax_of, merge_devices
@@ -170,28 +170,22 @@ def _flat(rows: Row, *trees: object) -> tuple[Any, ...]:
     def restore(tree: _Result) -> _Result:
         return jax.tree.map(lambda array: array.reshape(*row_axes, *array.shape[1:]), tree)
 
-    return _each_with_rows(flat, rows), *(jax.tree.map(flat, tree) for tree in trees), restore
+    flat_rows = rows._replace(**jax.tree.map(flat, _parts_with_rows(rows)))
+    return flat_rows, *(jax.tree.map(flat, tree) for tree in trees), restore
 
 
-def _each_with_rows(function: Callable[[Array], Array], rows: Row) -> Row:
-    """The function of all arrays that have axes of rows."""
-    parts: Any = zip(rows, ROW_AXES, strict=True)
-    parts = [part if part is None or axis is None else function(part) for part, axis in parts]
-    return Row(*parts)
+def _parts_with_rows(rows: Row) -> dict[str, Any]:
+    """What has axes of rows, by its name."""
+    parts = zip(Row._fields, rows, ROW_AXES, strict=True)
+    return {name: part for name, part, axis in parts if axis is not None}
 
 
 def _by_chunks(of_rows: Callable[[Row], Numbers], rows: Row) -> Numbers:
     """The numbers of rows along one axis, a few of them at a time, so that all that is summed may be written out."""
     num_rows, num_classes = rows.logits.shape
-    size = block_size(_CHUNK_BYTES // (4 * num_classes), num_rows)
-
-    def put_chunk(numbers: Numbers, start: Start, size: int) -> Numbers:
-        chunk = _each_with_rows(lambda array: cut(array, start, size, 0), rows)
-        return jax.tree.map(partial(put, start=start, axis=0), numbers, of_rows(chunk))
-
     with writes_out(True):
-        numbers = jax.tree.map(zeros_of, jax.eval_shape(of_rows, rows))
-        return over_blocks(put_chunk, numbers, num_rows, size)
+        size = block_size(_CHUNK_BYTES // (4 * num_classes), num_rows)
+        return over_chunks(lambda chunk: of_rows(rows._replace(**chunk)), _parts_with_rows(rows), size)
 
 
 def _is_long(rows: Row) -> bool:
