@@ -260,7 +260,7 @@ _focal_losses = rule(_some_at_a_time(_focal), _some_at_a_time(_pull_focal))
 @jax.custom_jvp
 def _distances(z: Array) -> tuple[Array, Array]:
     """−log σ(z) and −log σ(−z): exact where either is small, and at ±inf."""
-    rest = jnp.log1p(jnp.exp(-jnp.abs(z)))
+    rest = jnp.log1p(jnp.exp(-_size(z)))
     return jnp.maximum(-z, 0) + rest, jnp.maximum(z, 0) + rest
 
 
@@ -273,7 +273,7 @@ def _push_distances(primals, tangents):
 @jax.custom_jvp
 def _sigmoids(z: Array) -> tuple[Array, Array]:
     """σ(z) and σ(−z), each with all of its digits."""
-    e = jnp.exp(-jnp.abs(z))
+    e = jnp.exp(-_size(z))
     large = 1 / (1 + e)
     return jnp.where(z >= 0, large, e * large), jnp.where(z >= 0, e * large, large)
 
@@ -283,6 +283,11 @@ def _push_sigmoids(primals, tangents):
     p, q = _sigmoids(*primals)
     slope = tangents[0] * p * q
     return (p, q), (slope, -slope)
+
+
+def _size(z: Array) -> Array:
+    """|z|, with a derivative of 1 at 0."""
+    return jnp.where(z >= 0, z, -z)
 
 
 def _where_any(mass: Array, distance: Array) -> Array:
@@ -297,14 +302,14 @@ def _log_miss(z: Array, t: Array) -> Array:
     taken as it stands where 1−τ leads, and as exp(−s) (1 + (1−τ) expm1(s)) where exp(−s) does: so hard targets are
     exact.
     """
-    leans_to_yes = z >= 0
-    s = jnp.where(leans_to_yes, z, -z)
+    leans_to_yes, s = z >= 0, _size(z)
     tau, rest = jnp.where(leans_to_yes, t, 1 - t), jnp.where(leans_to_yes, 1 - t, t)
-    wrong = rest > jnp.exp(-s)
-    as_is = jnp.log(jnp.where(wrong, rest + tau * jnp.exp(-s), 1))
+    e = jnp.exp(-s)
+    wrong = rest > e
+    as_is = jnp.log(jnp.where(wrong, rest + tau * e, 1))
     capped = jnp.where(wrong | (s > 80), 80, s)  # with more, 1−τ is 0 here
     factored = jnp.log1p(jnp.where(wrong, 0, rest * jnp.expm1(capped))) - s
-    log_miss = jnp.where(wrong, as_is, factored) - _distances(s)[0]
+    log_miss = jnp.where(wrong, as_is, factored) - jnp.log1p(e)
     return jnp.maximum(log_miss, jnp.finfo(z.dtype).min / 4)  # γ = 0 times a finite number
 
 
