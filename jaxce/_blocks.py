@@ -55,9 +55,13 @@ class Along(enum.Enum):
         return put(total, cut(total, first, term.shape[0], axis=0) + term.astype(total.dtype), first, axis=0)
 
 
-def default_bytes(num_rows: int, num_classes: int, most: int) -> int:
-    """What a block of logits takes where nobody says so: a share of all, but neither little nor more than `most`."""
-    return min_dim(most, max_dim(2**22, 4 * num_rows * num_classes // _SHARE))
+def default_bytes(num_rows: int, num_classes: int, most: int, *, fewest_rows: int = 0) -> int:
+    """What a block of logits takes where nobody says so: a share of all, but neither little nor more than `most`.
+
+    All, if there are fewer than a number of rows.
+    """
+    are_few = isinstance(num_rows, int) and num_rows < fewest_rows
+    return min_dim(most, max_dim(2**22, 4 * num_rows * num_classes // (1 if are_few else _SHARE)))
 
 
 def block_size(fitting: int, total: int) -> int:

@@ -122,7 +122,9 @@ def _by_blocks(leaves, structure, of_rows, moving) -> tuple[_Total, list[Array]]
         ]
 
     def plus(total: Array, term: Array | Product) -> Array:
-        return term.added_to(total, most) if isinstance(term, Product) else total + term
+        if not isinstance(term, Product):
+            return total + term
+        return term.added_to(total, most) if size != num_rows else term()
 
     nothing = [jnp.zeros_like(leaves[i], accumulator(leaves[i])) for i in moving]
     zero = vary(jnp.zeros((), rows.dtype), varying(leaves) - {*rows.classes.axes})
@@ -178,4 +180,7 @@ def _bytes_per_block(rows: Rows) -> int:
     """What a block of rows takes in all classes, by the first lazy logits' word."""
     num_rows, num_classes = rows.logits.shape
     most = next(iter(_lazy(rows).values())).block_bytes
-    return default_bytes(num_rows, num_classes, 2**29) if most is None else operator.index(most)
+    if most is not None:
+        return operator.index(most)
+    # Each block adds to the whole kernel's gradient, which takes as long as a hundred rows.
+    return default_bytes(num_rows, num_classes, 2**29, fewest_rows=1024)

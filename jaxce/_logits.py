@@ -53,9 +53,10 @@ class LinearLogits:
             features. A block of the kernel is gathered when it is used and its gradient is scattered, so that no device
             holds the kernel whole; the backward pass recomputes. On an Explicit mesh the types say it.
         block_bytes: what one block of logits may take in float32. None is an eighth of all, but at least 4 MiB, and at
-            most 32 MiB for blocks of classes and 512 MiB for blocks of rows. For N rows a block has
-            max(1, block_bytes // 4N) classes, or max(1, block_bytes // 4V) rows. Of so many rows that it would have
-            fewer than 512 classes, and fewer than N / 16, it has that many, and its rows come in tiles.
+            most 32 MiB for blocks of classes and 512 MiB for blocks of rows; fewer than 1024 rows are one block of
+            rows. For N rows a block has max(1, block_bytes // 4N) classes, or max(1, block_bytes // 4V) rows. Of so
+            many rows that it would have fewer than 512 classes, and fewer than N / 16, it has that many, and its rows
+            come in tiles.
         recompute: whether the backward pass makes the logits again. None does so where `kernel` is narrower than
             float32, so that its float32 gradient would be an array of its own, the largest of the step; and not
             otherwise.
