@@ -82,8 +82,8 @@ MUTANTS = [
     Mutant(
         "sums over classes and rows in one loop",
         "_xla",
-        "jnp.where(jnp.isnan(total), jnp.nan, total)",
-        "total",
+        "return _selected(jnp.sum(_selected(values) if writes_out.value else values))",
+        "return jnp.sum(values)",
         "tests/test_memory.py -k real_run",
     ),
     Mutant(
@@ -173,8 +173,8 @@ MUTANTS = [
     Mutant(
         "the largest class by its number in the block",
         "_head",
-        "(_row(block, logits, maximum)).numbered_from(start)",
-        "(_row(block, logits, maximum))",
+        "(_row(tile, logits, maximum)).numbered_from(start)",
+        "(_row(tile, logits, maximum))",
         "tests/test_summary.py -k confident",
     ),
     Mutant(
@@ -248,10 +248,10 @@ MUTANTS = [
         "tests/test_linear.py -k listed",
     ),
     Mutant(
-        "masses have the gradient of the last block",
-        "_head",
-        "jax.tree.map(_add, gradient.masses, block.masses)",
-        "block.masses",
+        "what rows have is the gradient of the last block",
+        "_blocks",
+        "along.add(*pair, start, 0)",
+        "pair[1].astype(pair[0].dtype) if along is Along.ROWS else along.add(*pair, start, 0)",
         "tests/test_linear.py -k listed",
     ),
     Mutant(
@@ -264,7 +264,7 @@ MUTANTS = [
     Mutant(
         "narrow gradients by their bits alone",
         "_xla",
-        "jax.jvp(_put_at, primals, tangents)[1]",
+        "jax.jvp(function, primals, tangents)[1]",
         "tangents[0]",
         "tests/test_sparse.py -k half_precision",
     ),
@@ -425,20 +425,20 @@ MUTANTS = [
         "tests/test_linear.py -k both_ways",
     ),
     Mutant(
-        "the ragged last block is dropped", "_head", "    if rest != 0:\n", "    if False:\n", "tests/test_linear.py"
+        "the ragged last block is dropped", "_blocks", "    if rest != 0:\n", "    if False:\n", "tests/test_linear.py"
     ),
     Mutant(
         "masked hidden in the kernel's gradient",
         "_head",
-        "_dot(silence(counts, hidden), d_products, 0, 0)",
-        "_dot(hidden, d_products, 0, 0)",
+        "Product(silence(counts, hidden), d_products)",
+        "Product(hidden, d_products)",
         "tests/test_linear.py -k hold_anything",
     ),
     Mutant(
         "blocks of rows overwrite each other",
         "_forward_gradient",
-        "else gradient + term",
-        "else term",
+        "return total + term\n",
+        "return term\n",
         "tests/test_linear.py -k both_ways",
     ),
     Mutant(
@@ -742,6 +742,71 @@ MUTANTS = [
         "if inputs.split.is_whole and (",
         "if False and (",
         "tests/test_custom.py -k over_a_mesh",
+    ),
+    Mutant(
+        "the products of the last block of rows alone",
+        "_head",
+        "return total + Product(left, right)().astype(total.dtype)",
+        "return Product(left, right)().astype(total.dtype)",
+        "tests/test_linear.py -k both_ways",
+    ),
+    Mutant(
+        "the rows that count are not put back",
+        "_head",
+        "return order.restored(gradient._replace(head=rounded(gradient.head, rows.head)), along)",
+        "return gradient._replace(head=rounded(gradient.head, rows.head))",
+        "tests/test_tiles.py",
+    ),
+    Mutant(
+        "the loop ends before the last rows that count",
+        "_blocks",
+        "(needed + size - 1) // size",
+        "needed // size",
+        "tests/test_tiles.py",
+    ),
+    Mutant(
+        "tiles in which some rows count are left out",
+        "_blocks",
+        "number))\n        return lax.cond(is_any, lambda: make",
+        "number))\n        return lax.cond(jnp.all(cut(jnp.asarray(counts), first, number)), lambda: make",
+        "tests/test_tiles.py",
+    ),
+    Mutant(
+        "0 · NaN where rows do not count, in second derivatives",
+        "_rule",
+        "return _of_softmax(silence(counts, logits), silence(counts, maximum), *rest)",
+        "return silence(counts, _of_softmax(logits, maximum, *rest))",
+        "tests/test_derivatives.py tests/test_edges.py tests/test_numerics.py",
+    ),
+    Mutant(
+        "rows that do not count in the gradient",
+        "_rule",
+        "return silence(counts, _of_softmax(logits, maximum, label, factor, sum_less_1))",
+        "return _of_softmax(logits, maximum, label, factor, sum_less_1)",
+        "tests/test_derivatives.py tests/test_edges.py tests/test_numerics.py",
+    ),
+    Mutant(
+        "a chunk of rows at the place of the first",
+        "_blocks",
+        "partial(put, start=start, axis=0), results, function(chunk)",
+        "partial(put, start=0, axis=0), results, function(chunk)",
+        "tests/test_numerics.py -k long",
+    ),
+    Mutant(
+        "each device keeps its own gradient of the features",
+        "_head",
+        "kernel = lax.psum_scatter(gradient.kernel, gradient.feature_axis_name, scatter_dimension=0, tiled=True)",
+        "kernel = lax.dynamic_slice_in_dim("
+        "gradient.kernel, lax.axis_index(gradient.feature_axis_name) * (gradient.kernel.shape[0] // 8),"
+        " gradient.kernel.shape[0] // 8)",
+        "tests/test_features.py",
+    ),
+    Mutant(
+        "the focal binary loss without its target's slope",
+        "_elementwise",
+        "tau, rest = jnp.where(leans_to_yes, t, 1 - t), jnp.where(leans_to_yes, 1 - t, t)",
+        "tau, rest = jax.lax.stop_gradient((jnp.where(leans_to_yes, t, 1 - t), jnp.where(leans_to_yes, 1 - t, t)))",
+        "tests/test_derivatives.py tests/test_laws.py tests/test_edges.py",
     ),
 ]
 

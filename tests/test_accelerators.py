@@ -64,13 +64,25 @@ def _head_temporaries(topology, limit, ragged_limit):
         return temporaries
 
     plain = measure("recomputed", limit, 131072, recompute=True)
-    measure("recomputed, all options", 1.1 * plain, 131072, recompute=True, options=True)
+    # Of rows of which some do not count a tile of hidden is brought together.
+    measure("recomputed, all options", 1.15 * plain, 131072, recompute=True, options=True)
     measure("recomputed", 1.01 * plain, 32768, recompute=True)
     measure("recomputed", 1.01 * plain, 262144, recompute=True)
     measure("recomputed", ragged_limit, 50257, recompute=True)
     measure("recomputed, tied", ragged_limit, 50257, recompute=True, tied=True)
     plain = measure("forward gradients", 2.7e9, 131072, recompute=False)
     measure("forward gradients, all options", 1.1 * plain, 131072, recompute=False, options=True)
+
+
+def _flat_temporaries(topology):
+    """A block is bounded in rows too: what is held beside a float32 hidden does not grow with them."""
+    for num_rows in (32768, 524288):
+        shapes = [ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((num_rows, 64), (64, 32768))]
+        labels = ShapeDtypeStruct((num_rows,), jnp.int32)
+        temporaries = _temporaries(topology, jaxce.linear_cross_entropy, *shapes, labels, argnums=(0, 1))
+        beside_hidden = temporaries - 4 * num_rows * 64
+        print(f"linear head, {num_rows} rows: {beside_hidden / 1e6:.1f} MB beside a float32 hidden")
+        assert beside_hidden <= 150e6
 
 
 def _communication_of_meshes():
@@ -116,12 +128,13 @@ def _features_over_a_mesh():
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("topology", "dense", "head", "ragged_head"),
-    [(_v5e, 1e6, 250e6, 250e6), (_h100, 20e6, 350e6, 350e6)],
+    [(_v5e, 1e6, 150e6, 210e6), (_h100, 20e6, 210e6, 230e6)],
     ids=["v5e", "h100"],
 )
 def test_temporaries_of_value_and_gradient(topology, dense, head, ragged_head):
     _dense_temporaries(topology, dense)
     _head_temporaries(topology, head, ragged_head)
+    _flat_temporaries(topology)
     if topology is _v5e:
         _communication_of_meshes()
         _features_over_a_mesh()
