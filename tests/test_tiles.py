@@ -144,7 +144,7 @@ def test_every_device_leaves_out_its_own(kind, named, recompute, x64):
 def test_what_is_small_or_symbolic_or_counts_whole_has_no_tiles():
     def text(num_rows, **options):
         shapes = [jax.ShapeDtypeStruct(shape, "float32") for shape in ((num_rows, D), (D, V))]
-        labels, where = (jax.ShapeDtypeStruct((num_rows,), dtype) for dtype in (int, bool))
+        labels, where = (jax.ShapeDtypeStruct((num_rows,), dtype) for dtype in ("int32", bool))
         options = {name: where if value is None else value for name, value in options.items()}
 
         def step(hidden, kernel, labels, where=None):
