@@ -776,21 +776,21 @@ MUTANTS = [
         "_rule",
         "return _of_softmax(silence(counts, logits), silence(counts, maximum), *rest)",
         "return silence(counts, _of_softmax(logits, maximum, *rest))",
-        "tests/test_derivatives.py tests/test_edges.py tests/test_numerics.py",
+        "tests/test_chunks.py -k mask",
     ),
     Mutant(
         "rows that do not count in the gradient",
         "_rule",
         "return silence(counts, _of_softmax(logits, maximum, label, factor, sum_less_1))",
         "return _of_softmax(logits, maximum, label, factor, sum_less_1)",
-        "tests/test_derivatives.py tests/test_edges.py tests/test_numerics.py",
+        "tests/test_chunks.py -k mask",
     ),
     Mutant(
         "a chunk of rows at the place of the first",
         "_blocks",
         "partial(put, start=start, axis=0), results, function(chunk)",
         "partial(put, start=0, axis=0), results, function(chunk)",
-        "tests/test_numerics.py -k long",
+        "tests/test_chunks.py -k elements",
     ),
     Mutant(
         "each device keeps its own gradient of the features",
@@ -806,7 +806,7 @@ MUTANTS = [
         "_elementwise",
         "tau, rest = jnp.where(leans_to_yes, t, 1 - t), jnp.where(leans_to_yes, 1 - t, t)",
         "tau, rest = jax.lax.stop_gradient((jnp.where(leans_to_yes, t, 1 - t), jnp.where(leans_to_yes, 1 - t, t)))",
-        "tests/test_derivatives.py tests/test_laws.py tests/test_edges.py",
+        "tests/test_derivatives.py -k binary",
     ),
 ]
 

@@ -20,7 +20,7 @@ EVERY = [(kind, dtype) for kind in LONG for dtype in ("float32", "bfloat16")]
 
 
 def _modes(loss, *arguments):
-    """By the first argument: value, gradient, and along a direction the derivative and the Hessian's product."""
+    """By the first argument: value, gradient, and along a direction the derivative and the Hessian's product, reverse."""
     direction = jax.random.normal(jax.random.key(3), arguments[0].shape).astype(arguments[0].dtype)
 
     def of_first(first):
@@ -28,7 +28,8 @@ def _modes(loss, *arguments):
 
     value, gradient = jax.value_and_grad(of_first)(arguments[0])
     slope = jax.jvp(of_first, arguments[:1], (direction,))[1]
-    return value, gradient, slope, jax.jvp(jax.grad(of_first), arguments[:1], (direction,))[1]
+    product = jax.grad(lambda first: jnp.vdot(jax.grad(of_first)(first), direction))(arguments[0])
+    return value, gradient, slope, product
 
 
 def _compare(some, all_at_once, rtol, atol):
