@@ -20,7 +20,7 @@ EVERY = [(kind, dtype) for kind in LONG for dtype in ("float32", "bfloat16")]
 
 
 def _modes(loss, *arguments):
-    """By the first argument: value, gradient, and along a direction the derivative and the Hessian's product, reverse."""
+    """Value, gradient, and along a direction the derivative and, by reverse mode alone, the Hessian's product."""
     direction = jax.random.normal(jax.random.key(3), arguments[0].shape).astype(arguments[0].dtype)
 
     def of_first(first):
