@@ -145,33 +145,36 @@ def _forward(rows: Row, *, beside_gradient: bool = False) -> Numbers:
         masses = None if row.masses is None else row.classes.largest(row.masses)  # they are the same on all devices
         return numbers_of(merge_devices(part, row.classes), has_label=row.has_label, masses=masses)
 
-    flat, restore = _flat(rows)
-    of_rows = over_rows(of_row, flat.logits.ndim - 1, (ROW_AXES,))
-    # For the chunks XLA:CPU copies narrow logits, into the memory of their gradient where there is one.
+    # For chunks XLA:CPU copies narrow logits, into the memory of their gradient where there is one.
     may_copy = beside_gradient or rows.logits.dtype == rows.maximum.dtype
-    if may_copy and not shares_exp and flat.logits.ndim == 2 and _is_long(rows):
-        of_rows = on_cpu(partial(_by_chunks, of_rows), of_rows)
-    return restore(of_rows(flat))
+    return _over_all(of_row, rows, by_chunks=may_copy and not shares_exp and _is_long(rows))
 
 
-def _flat(rows: Row, *trees: object) -> tuple[Any, ...]:
-    """Rows, and trees of arrays of theirs, along one axis, and the way back, where no device has rows of another's.
+def _over_all(of_row: Callable[..., _Result], rows: Row, *trees: object, by_chunks: bool = False) -> _Result:
+    """The function of every row, and of what arrays of the rows' axes have of it.
 
-    Indices of several axes take XLA:CPU longer.
+    On a CPU the rows lie along one axis, if no device has those of another's: indices of several take XLA:CPU longer.
+    A TPU would move the logits for that.
     """
     row_axes = rows.logits.shape[:-1]
-    num_axes = len(row_axes)
-    if num_axes < 2 or not is_local.value or not all(isinstance(size, int) for size in row_axes):
-        return rows, *trees, lambda tree: tree
+    num_axes, in_axes = len(row_axes), (ROW_AXES, *[0] * len(trees))
 
     def flat(array: Array) -> Array:
         return array.reshape(math.prod(row_axes), *array.shape[num_axes:])
 
-    def restore(tree: _Result) -> _Result:
-        return jax.tree.map(lambda array: array.reshape(*row_axes, *array.shape[1:]), tree)
+    def along_one_axis() -> _Result:
+        flat_rows = rows._replace(**jax.tree.map(flat, _parts_with_rows(rows)))
+        of_rows = over_rows(of_row, 1, in_axes)
+        results = _by_chunks(of_rows, flat_rows) if by_chunks else of_rows(flat_rows, *jax.tree.map(flat, trees))
+        return jax.tree.map(lambda array: array.reshape(*row_axes, *array.shape[1:]), results)
 
-    flat_rows = rows._replace(**jax.tree.map(flat, _parts_with_rows(rows)))
-    return flat_rows, *(jax.tree.map(flat, tree) for tree in trees), restore
+    def along_all_axes() -> _Result:
+        return over_rows(of_row, num_axes, in_axes)(rows, *trees)
+
+    are_known = num_axes > 0 and all(isinstance(size, int) for size in row_axes)
+    if not (are_known and is_local.value and (num_axes > 1 or by_chunks)):
+        return along_all_axes()
+    return on_cpu(along_one_axis, along_all_axes)()
 
 
 def _parts_with_rows(rows: Row) -> dict[str, Any]:
@@ -180,7 +183,7 @@ def _parts_with_rows(rows: Row) -> dict[str, Any]:
     return {name: part for name, part, axis in parts if axis is not None}
 
 
-def _by_chunks(of_rows: Callable[[Row], Numbers], rows: Row) -> Numbers:
+def _by_chunks(of_rows: Callable[[Row], _Result], rows: Row) -> _Result:
     """The numbers of rows along one axis, a few of them at a time, so that all that is summed may be written out."""
     num_rows, num_classes = rows.logits.shape
     with writes_out(True):
@@ -220,8 +223,7 @@ def _backward(rows: Row, numbers: Numbers, cotangents: Numbers) -> Row:
         logits, sum_less_1, maximum = anew(logits, numbers.sum_less_1, numbers.maximum)
         numbers = numbers._replace(sum_less_1=sum_less_1, maximum=maximum)
     of_row = partial(slice_gradient, shares_exp=shares_exp)
-    *flat, restore = _flat(rows._replace(logits=logits), numbers, cotangents)
-    gradient = restore(over_rows(of_row, flat[0].logits.ndim - 1, (ROW_AXES, 0, 0))(*flat))
+    gradient = _over_all(of_row, rows._replace(logits=logits), numbers, cotangents)
     return gradient._replace(
         logits=gradient.logits.astype(rows.logits.dtype),
         target_weights=sum_rows(gradient.target_weights),
