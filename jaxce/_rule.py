@@ -219,7 +219,7 @@ def _backward(rows: Row, numbers: Numbers, cotangents: Numbers) -> Row:
     logits = rows.logits
     if not shares_exp:
         # Without the barriers XLA:CPU would share with the forward pass, and for that write out, a float32 exp.
-        anew = on_cpu(lambda *arrays: keep(arrays), lambda *arrays: arrays)
+        anew = on_cpu(lambda *arrays: tuple(map(keep, arrays)), lambda *arrays: arrays)  # each of its own type
         logits, sum_less_1, maximum = anew(logits, numbers.sum_less_1, numbers.maximum)
         numbers = numbers._replace(sum_less_1=sum_less_1, maximum=maximum)
     of_row = partial(slice_gradient, shares_exp=shares_exp)
