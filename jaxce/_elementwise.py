@@ -18,7 +18,7 @@ from jaxce._conventions import accumulator, silence
 from jaxce._eager import one_program
 from jaxce._inputs import ElementInputs, check_elements
 from jaxce._reduction import MeanParts, reduce_rows
-from jaxce._split import aligned
+from jaxce._split import aligned, is_explicit
 from jaxce._types import ElementMask, Elements, HeldArray, Reduction, RowOptions, Scalar, ToArray, ToParts
 from jaxce._xla import on_cpu
 
@@ -247,8 +247,9 @@ def _some_at_a_time(function: Callable[..., _Result]) -> Callable[..., _Result]:
             results = over_chunks(lambda chunk: function(*chunk), flat, _ELEMENTS_AT_A_TIME)
             return jax.tree.map(lambda array: array.reshape(shape), results)
 
-        are_few = not all(isinstance(size, int) for size in shape) or math.prod(shape) <= _ELEMENTS_AT_A_TIME
-        return function(*trees) if are_few or not is_local.value else on_cpu(by_chunks, function)(*trees)
+        are_own = is_local.value and not is_explicit(trees) and all(isinstance(size, int) for size in shape)
+        are_many = are_own and _ELEMENTS_AT_A_TIME < math.prod(shape) < 2**31  # by the last number of an int32
+        return on_cpu(by_chunks, function)(*trees) if are_many else function(*trees)
 
     return run
 
