@@ -26,17 +26,21 @@ _SHARE = 8  # of the rows that a tile has where some do not count, and of the lo
 
 
 class Along(enum.Enum):
-    """Which axes an array of a head has: that of the rows comes first, that of the classes last."""
+    """Which axes an array of a head has: that of the rows comes first, that of the classes last.
+
+    Of rows in place no copy in another order is made, but of a tile.
+    """
 
     NEITHER = enum.auto()
     ROWS = enum.auto()
+    ROWS_IN_PLACE = enum.auto()
     CLASSES = enum.auto()
     BOTH = enum.auto()
 
     @property
     def has_rows(self) -> bool:
         """Whether there is an axis of rows."""
-        return self in (Along.ROWS, Along.BOTH)
+        return self in (Along.ROWS, Along.ROWS_IN_PLACE, Along.BOTH)
 
     @property
     def has_classes(self) -> bool:
@@ -233,19 +237,20 @@ class Order:
             self.places: Integer[Array, " rows"] | None = jnp.argsort(~counts, stable=True)
 
     def of(self, tree: _Tree, along: object = None) -> _Tree:
-        """Arrays in this order, if they have rows; all of them have, if nothing is said of it."""
-        return self._moved(tree, along, self.places)
+        """Arrays in this order, if they have rows that are not to stay in place; all have, if nothing is said of it."""
+        return self._moved(tree, along, self.places, {Along.ROWS, Along.BOTH})
 
     def restored(self, tree: _Tree, along: object = None) -> _Tree:
         """Arrays of this order as the rows were."""
-        return self._moved(tree, along, None if self.places is None else jnp.argsort(self.places))
+        places = None if self.places is None else jnp.argsort(self.places)
+        return self._moved(tree, along, places, {Along.ROWS, Along.BOTH, Along.ROWS_IN_PLACE})
 
-    def _moved(self, tree: _Tree, along: object, places: Integer[Array, " rows"] | None) -> _Tree:
+    def _moved(self, tree: _Tree, along: object, places: Integer[Array, " rows"] | None, which: set[Along]) -> _Tree:
         if places is None:
             return tree
 
         def moved(array: Array, along: Along = Along.ROWS) -> Array:
-            return rows_at(array, places) if along.has_rows else array
+            return rows_at(array, places) if along in which else array
 
         return jax.tree.map(moved, tree) if along is None else jax.tree.map(moved, tree, along)
 
@@ -274,9 +279,18 @@ def cut_classes(tree: _Tree, along: object, start: Start, size: int) -> _Tree:
     return jax.tree.map(lambda array, along: cut(array, start, size) if along.has_classes else array, tree, along)
 
 
-def cut_rows(tree: _Tree, along: object, first: Start, number: int) -> _Tree:
-    """A tile of the arrays that have rows."""
-    return jax.tree.map(lambda array, along: cut(array, first, number, 0) if along.has_rows else array, tree, along)
+def cut_rows(
+    tree: _Tree, along: object, first: Start, number: int, places: Integer[Array, " rows"] | None = None
+) -> _Tree:
+    """A tile of the arrays that have rows; of rows in place, those at the tile's places if there are any."""
+    of_tile = cut(places, first, number, 0)
+
+    def cut_tile(array: Array, along: Along) -> Array:
+        if along is Along.ROWS_IN_PLACE and of_tile is not None:
+            return rows_at(array, of_tile)
+        return cut(array, first, number, 0) if along.has_rows else array
+
+    return jax.tree.map(cut_tile, tree, along)
 
 
 def put(array: HeldArray, block: HeldArray, start: Start, axis: int = -1) -> Array:

@@ -6,7 +6,6 @@ a row of a student's and a teacher's logits.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -28,7 +27,6 @@ from jaxce._blocks import (
     over_blocks,
     over_tiles,
     put,
-    rows_at,
 )
 from jaxce._conventions import accumulator, silence, without_padding
 from jaxce._head import (
@@ -346,7 +344,7 @@ class Heads(NamedTuple):
             "temperature": Along.NEITHER,
             "counts": None if self.counts is None else Along.ROWS,
             "real": None if self.real is None else Along.NEITHER,
-            "places": None if self.places is None else Along.ROWS,
+            "places": None if self.places is None else Along.NEITHER,
         }
         return self._replace(**along)
 
@@ -356,24 +354,13 @@ class Heads(NamedTuple):
         return Order(self.counts, self.tile_shape[0], is_cheap=is_lazy)
 
     def ordered(self, order: Order) -> "Heads":
-        """The rows in an order; hidden, the largest of the arrays, stays as it is and is taken from by tiles."""
-        if order.places is None:
-            return self
-        return order.of(self, self._along_of_cuts)._replace(places=order.places)
-
-    @property
-    def _along_of_cuts(self) -> "Heads":
-        return self.along.with_models(lambda along: replace(along, hidden=Along.NEITHER))
+        """The rows in an order; hidden, the largest of the arrays, stays as it is."""
+        return order.of(self, self.along)._replace(places=order.places)
 
     def tile(self, start: Start, size: int, first: Start, number: int) -> "Heads":
         """Some of the rows over some of the classes."""
-        block = self.block(start, size)
-        if self.places is None:
-            return cut_rows(block, self.along, first, number)
-        tile = cut_rows(block, self._along_of_cuts, first, number)
-        return tile.with_models(
-            lambda head: replace(head, hidden=rows_at(head.hidden, jnp.asarray(tile.places)))
-        )._replace(places=None)
+        block = self.block(start, size)._replace(places=None)
+        return cut_rows(block, block.along, first, number, self.places)
 
     def block(self, start: Start, size: int) -> "Heads":
         """The rows over some of the classes."""

@@ -182,5 +182,5 @@ def _bytes_per_block(rows: Rows) -> int:
     most = next(iter(_lazy(rows).values())).block_bytes
     if most is not None:
         return operator.index(most)
-    # Each block adds to the whole kernel's gradient, which takes as long as a hundred rows.
+    # Each block adds to the whole kernel's gradient, which takes as long as some thirty rows.
     return default_bytes(num_rows, num_classes, 2**29, fewest_rows=1024)

@@ -32,7 +32,6 @@ from jaxce._blocks import (
     over_blocks,
     over_tiles,
     put,
-    rows_at,
     rows_per_tile,
 )
 from jaxce._conventions import accumulator, silence
@@ -125,27 +124,17 @@ class HeadRows(NamedTuple):
             counts=if_any(self.counts, Along.ROWS),
             real=if_any(self.real, Along.NEITHER),
             masses=if_any(self.masses, Along.ROWS),
-            places=if_any(self.places, Along.ROWS),
+            places=if_any(self.places, Along.NEITHER),
         )
 
     def ordered(self, order: Order) -> "HeadRows":
-        """The rows in an order; hidden, the largest of the arrays, stays as it is and is taken from by tiles."""
-        return order.of(self, self._along_of_cuts)._replace(places=order.places)
-
-    @property
-    def _along_of_cuts(self) -> "HeadRows":
-        along: Any = self.along
-        return along._replace(head=replace(along.head, hidden=Along.NEITHER))
+        """The rows in an order; hidden, the largest of the arrays, stays as it is."""
+        return order.of(self, self.along)._replace(places=order.places)
 
     def tile(self, start: Start, size: int, first: Start, number: int) -> "HeadRows":
         """Some of the rows over some of the classes."""
-        block = self.block(start, size)
-        if self.places is None:
-            return cut_rows(block, self.along, first, number)
-        tile = cut_rows(block, self._along_of_cuts, first, number)
-        return tile._replace(
-            head=replace(tile.head, hidden=rows_at(tile.head.hidden, jnp.asarray(tile.places))), places=None
-        )
+        block = self.block(start, size)._replace(places=None)
+        return cut_rows(block, block.along, first, number, self.places)
 
     def block(self, start: Start, size: int) -> "HeadRows":
         """The rows over some of the classes."""
@@ -257,7 +246,7 @@ def along_of(head: LinearLogits | Array) -> Any:
         return Along.BOTH
     of_rows = head.temperature is not None and head.temperature.ndim > 0
     along: Any = {
-        "hidden": Along.ROWS,
+        "hidden": Along.ROWS_IN_PLACE,
         "kernel": Along.CLASSES,
         "bias": None if head.bias is None else Along.CLASSES,
         "softcap": None if head.softcap is None else Along.NEITHER,
