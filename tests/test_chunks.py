@@ -4,6 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import unoptimized
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 from marks import daily
 
 import jaxce
@@ -54,10 +57,10 @@ def test_many_classes(kind, dtype, rng):
         options = {name: value for name, value in LONG[kind].items() if name != "where"}
         return jaxce.cross_entropy(row[None], target[None], where=mask[None], reduction="sum", **options)
 
-    @jax.jit
+    @unoptimized.jit
     def one_by_one(logits, targets):
         masks = jnp.asarray(LONG[kind].get("where", np.ones(ROWS, bool)))
-        return _modes(lambda z, t: sum(map(of_row, z, t, masks)), logits, targets)
+        return _modes(lambda z, t: jnp.sum(jax.vmap(of_row)(z, t, masks)), logits, targets)
 
     rtol = 1e-5 if dtype == "float32" else 2e-2  # bfloat16 gradients are rounded
     results = modes(logits, targets)
@@ -78,17 +81,60 @@ def test_numbers_of_many_classes(rng):
             np.testing.assert_allclose(part, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("loss", [jaxce.binary_cross_entropy, jaxce.binary_focal_loss])
-def test_many_elements(loss, rng):
-    logits = jnp.asarray(rng.normal(0, 4, (3, 33333)), jnp.float32).at[0, :2].set([jnp.inf, 0])
-    targets = jnp.asarray(rng.integers(0, 2, logits.shape), jnp.float32).at[0, 0].set(1)
+def _elements(rng, rows=3):
+    logits = jnp.asarray(rng.normal(0, 4, (rows, 33333)), jnp.float32).at[0, :2].set([jnp.inf, 0])
+    return logits, jnp.asarray(rng.integers(0, 2, logits.shape), jnp.float32).at[0, 0].set(1)
 
-    @jax.jit
-    def modes(logits, targets):
-        return _modes(lambda z, t: loss(z, t, reduction="sum"), logits, targets)
 
-    @jax.jit
-    def one_by_one(logits, targets):
-        return _modes(lambda z, t: sum(loss(*row, reduction="sum") for row in zip(z, t, strict=True)), logits, targets)
+def _modes_of_elements(loss, *, by_rows=False):
+    """By rows, none of them has many elements."""
 
-    _compare(modes(logits, targets), one_by_one(logits, targets), rtol=2e-5, atol=1e-6)
+    def total(logits, targets):
+        return jnp.sum(jax.vmap(loss)(logits, targets)) if by_rows else loss(logits, targets)
+
+    return lambda logits, targets: _modes(total, logits, targets)
+
+
+BINARY = {
+    "cross entropy": lambda z, t: jaxce.binary_cross_entropy(z, t, reduction="sum"),
+    "focal": lambda z, t: jaxce.binary_focal_loss(z, t, reduction="sum"),
+}
+
+
+@pytest.mark.parametrize("name", daily(BINARY, ["focal"]))
+def test_many_elements(name, rng):
+    arrays = _elements(rng)
+    results = jax.jit(_modes_of_elements(BINARY[name]))(*arrays)
+    one_by_one = unoptimized.jit(_modes_of_elements(BINARY[name], by_rows=True))(*arrays)
+    _compare(results, one_by_one, rtol=2e-5, atol=1e-6)
+
+
+def _long_rows(rng):
+    return jnp.asarray(rng.normal(0, 2, (ROWS, CLASSES)), jnp.float32), jnp.asarray(rng.integers(0, CLASSES, ROWS))
+
+
+LARGE = {
+    "elements": (BINARY["cross entropy"], lambda rng: _elements(rng, 6)),
+    "classes": (lambda z, t: jaxce.cross_entropy(z, t, label_smoothing=0.1, reduction="sum"), _long_rows),
+}
+WAYS = [(name, way) for name in LARGE for way in ("Explicit", "Auto", "shard_map")]
+
+
+@pytest.mark.parametrize(("name", "way"), daily(WAYS, [("elements", "Explicit")]))
+def test_rows_over_a_mesh(name, way, rng):
+    """Each device cuts its own in `shard_map`; where the types or the partitioner have them, they are not cut."""
+    loss, arrays_of = LARGE[name]
+    arrays, spec = arrays_of(rng), P("data")
+    expected = unoptimized.jit(jax.value_and_grad(loss))(*arrays)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit if way == "Explicit" else AxisType.Auto,))
+
+    def step(*arrays):
+        value, gradient = jax.value_and_grad(loss)(*arrays)
+        return jax.lax.psum(value, "data") if way == "shard_map" else value, gradient
+
+    if way == "shard_map":
+        step = jax.shard_map(step, mesh=mesh, in_specs=(spec, spec), out_specs=(P(), spec))
+    with jax.set_mesh(mesh):
+        results = jax.jit(step)(*(jax.device_put(array, NamedSharding(mesh, spec)) for array in arrays))
+    _compare(results, expected, rtol=1e-5, atol=1e-6)
+    assert results[1].sharding.spec[0] == "data"
