@@ -20,7 +20,6 @@ from jaxce._blocks import block_size, over_chunks
 from jaxce._conventions import silence, times, without_padding
 from jaxce._mesh import Classes
 from jaxce._slice import Asked, Moment, Slice, argmax_of, merge_devices
-from jaxce._split import is_explicit
 from jaxce._xla import add_at, apart, is_long, keep, on_cpu, put_at, sum_alone, writes_out, zero_at
 
 _Class = Float[Array, " classes"]
@@ -172,7 +171,7 @@ def _over_all(of_row: Callable[..., _Result], rows: Row, *trees: object, by_chun
     def along_all_axes() -> _Result:
         return over_rows(of_row, num_axes, in_axes)(rows, *trees)
 
-    are_own = is_local.value and not is_explicit(rows.logits) and all(isinstance(size, int) for size in row_axes)
+    are_own = is_local.value and all(isinstance(size, int) for size in row_axes)
     if not are_own or num_axes == 0 or not (num_axes > 1 or by_chunks) or math.prod(row_axes) >= 2**31:
         return along_all_axes()
     return on_cpu(along_one_axis, along_all_axes)()
