@@ -258,6 +258,7 @@ def _flat(case):
 
 LONG = (
     "cross_entropy",
+    "cross_entropy of listed classes",
     "cross_entropy at ties",
     "mean cross_entropy with options",
     "poly_loss",

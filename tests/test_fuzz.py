@@ -25,7 +25,7 @@ from lazy import linear, linear_distillation, listed
 import jaxce
 
 # Configurations, of which the first are run every day, and the batches of each.
-DAILY, ALL, DAILY_BY_PYTORCH, ALL_BY_PYTORCH = 14, 160, 8, 40
+DAILY, ALL, DAILY_BY_PYTORCH, ALL_BY_PYTORCH = 10, 160, 8, 40
 EXAMPLES = {"daily": 25, "thorough": 140}
 SEED = 63520  # with which the daily ones have a bit of everything
 

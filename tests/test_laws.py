@@ -181,6 +181,9 @@ def _as_distributions(kind):
     return _one_hot(LABELS) if kind == "labels" else TARGETS[kind]
 
 
+DAILY_IN_BLOCKS = "split, blocks of classes", "labels"
+
+
 def _cases(is_daily):
     """Every producer with every kind of target, of which the chosen ones run every day."""
     for producer in PRODUCERS:
@@ -188,8 +191,10 @@ def _cases(is_daily):
             yield pytest.param(producer, kind, marks=[] if is_daily(producer, kind) else pytest.mark.thorough)
 
 
-# What is split as well as in blocks has labels every day.
-EVERY_CASE = list(_cases(lambda producer, kind: kind == "labels" or not producer.startswith("split, ")))
+# What is split as well as in blocks has labels every day, in blocks of classes.
+EVERY_CASE = list(
+    _cases(lambda producer, kind: not producer.startswith("split, ") or (producer, kind) == DAILY_IN_BLOCKS)
+)
 every_case = pytest.mark.parametrize(("producer", "kind"), EVERY_CASE)
 every_producer = pytest.mark.parametrize("producer", PRODUCERS)
 pytestmark = pytest.mark.usefixtures("x64")

@@ -218,7 +218,7 @@ MESHES = {
     "8 of rows by 2 axes": ((2, 4), ("data", "model"), ("data", "model"), None),
     "8 of classes by 2 axes": ((2, 4), ("data", "model"), None, ("data", "model")),
 }
-IN_SHARD_MAP = [*MAIN, "distributions", "listed", "jensen_shannon"]
+IN_SHARD_MAP = [*MAIN, "distributions", "jensen_shannon"]
 DAILY = {("shard_map", "2 x 4", case) for case in IN_SHARD_MAP} | {("types", "2 x 4", case) for case in MAIN}
 DAILY |= {("names", mesh, MAIN[i]) for i, mesh in enumerate(["8 of rows", "8 of classes"])}
 DAILY |= {("types", "2 x 4", case) for case in [*list(BY_TYPES)[:4], "linear, listed, recomputed"]}
