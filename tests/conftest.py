@@ -1,4 +1,4 @@
-"""Settings of the whole suite: 8 host devices, no promotion of dtype or rank, shapes checked, float64 on request."""
+"""Settings of the whole suite: 8 host devices, no promotion of dtype or rank, float64 on request."""
 
 import gc
 import os
@@ -9,15 +9,12 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_cpu_parallel_codegen_split_count=1"  # small programs take longer to compile in parts
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # where an operation was written, for profiles alone
 
 import jax
 import numpy as np
 import pytest
 from jaxtyping import install_import_hook
-
-with install_import_hook(["jaxce._rule", "jaxce._rows"], "beartype.beartype"):
-    import jaxce  # noqa: F401
-
 
 LONG_PAGES = {f"{name}.md" for name in ("choosing", "imbalance", "linear_head", "mathematics", "numerics")}
 LONG_PAGES |= {"post_training.md", "quickstart.md", "scaling.md"}
@@ -25,6 +22,13 @@ LONG_PAGES |= {"post_training.md", "quickstart.md", "scaling.md"}
 
 def pytest_addoption(parser):
     parser.addoption("--thorough", action="store_true", help="also run what is too long for every day")
+
+
+def pytest_configure(config):
+    """Shapes are checked where the rule is traced, which takes its time."""
+    if config.getoption("--thorough"):
+        with install_import_hook(["jaxce._rule", "jaxce._rows"], "beartype.beartype"):
+            import jaxce  # noqa: F401
 
 
 @pytest.hookimpl(optionalhook=True)
