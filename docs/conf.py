@@ -13,7 +13,7 @@ author = "The jaxce authors"
 project_copyright = author
 version = release = importlib.metadata.version("jaxce")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon", "sphinx_copybutton"]
 exclude_patterns = ["_build"]
 nitpicky = True
 # `words` of a docstring are code, and links where they name something of jaxce.
@@ -30,6 +30,9 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 napoleon_attr_annotations = False
+
+copybutton_prompt_text = r">>> |\.\.\. "  # what is copied can be pasted into a script
+copybutton_prompt_is_regexp = True
 
 html_theme = "furo"
 html_title = f"jaxce {release}"
@@ -51,7 +54,7 @@ html_css_files = ["site.css"]
 def setup(app):
     """Connects what happens to pages on their way."""
     app.connect("source-read", link_outer_pages)
-    app.connect("doctree-read", draw_sums)
+    app.connect("doctree-read", draw_formulas)
     app.connect("doctree-read", end_blocks)
 
 
@@ -60,11 +63,26 @@ def link_outer_pages(app, name, source):
     source[0] = re.sub(r"(?<!!)(\[[^\]]*\]\()(\.\./[^)#]*\.md)(#[^)]*)?\)", r"\1path:\2)", source[0])
 
 
-def draw_sums(app, document):
-    """Draws the Σ of a formula as a sum, with what it runs over below it."""
+def draw_formulas(app, document):
+    """Makes TeX of the formulas, which in docstrings are written to be read in a terminal.
+
+    The Σ of a formula becomes a sum, with what it runs over below it.
+    """
     for formula in list(document.findall(nodes.math_block)):
-        text = formula.astext().replace("Σ", r"\sum ")
+        text = formula.astext()
+        if "\\" not in text:
+            text = re.sub(r"√(\w+)", r"\\sqrt{\1}", text.replace("²", "^2"))
+            text = re.sub(r"(?<!\\)\b[A-Za-z]{2,}(_[A-Za-z]+)*", _word, text)
+        text = text.replace("Σ", r"\sum ")
         formula.replace_self(nodes.math_block(formula.rawsource, text, **formula.attributes))
+
+
+def _word(match):
+    word = match[0]
+    if word in ("exp", "log", "max", "tanh"):
+        return rf"\{word} "
+    name = word.replace("_", r"\_")
+    return rf"\text{{{name}}}"
 
 
 def end_blocks(app, document):

@@ -4,6 +4,8 @@ A program with a check in it has an effect, which JAX neither exports nor dispat
 part of a trace only where the caller asks for them. Every report names the argument, the value and its position.
 """
 
+from __future__ import annotations
+
 from contextlib import AbstractContextManager, nullcontext
 
 import jax

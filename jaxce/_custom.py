@@ -1,5 +1,7 @@
 """Losses of one's own: the frame of every loss over classes, for a formula of a row's summary."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -180,7 +182,7 @@ def custom_loss(
     return (loss, aux) if has_aux else loss
 
 
-def _over_devices(custom: "Custom", inputs: ClassInputs, reduction: str) -> tuple[Array | MeanParts, object]:
+def _over_devices(custom: Custom, inputs: ClassInputs, reduction: str) -> tuple[Array | MeanParts, object]:
     """Where a mesh splits arrays that are whole: the summaries by every device, and the formula of all, outside.
 
     There it may close over whatever it likes, which inside could not be of an Explicit mesh.
@@ -236,7 +238,7 @@ class Custom:
         result = over_rows(self._of_row, summary.nll.ndim, (0, 0))(*arguments)
         return jax.tree.map(lambda numbers: silence(counts, numbers.astype(summary.nll.dtype)), result)
 
-    def closed(self, rows: Rows | ClassInputs) -> "Custom | None":
+    def closed(self, rows: Rows | ClassInputs) -> Custom | None:
         """The same formula with what it closes over, and is traced, among its settings; None if that cannot be.
 
         Inside `shard_map` it cannot: what is found in a closure would not be of the type of the rows.

@@ -1,5 +1,7 @@
 """The distance between two models' predictions."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import replace
 from typing import NamedTuple, SupportsIndex, Unpack, overload
@@ -71,7 +73,7 @@ def distillation_loss(
     batch_axis_name: RowAxisNames | None = None,
     reduction: Reduction = "mean",
 ) -> Array | MeanParts:
-    r"""Distance of a student's softened predictions from a teacher's.
+    """Distance of a student's softened predictions from a teacher's.
 
     For knowledge distillation, beside the cross entropy with the true labels. The teacher receives a gradient too: wrap
     its logits in `jax.lax.stop_gradient` unless both are trained.
@@ -80,10 +82,11 @@ def distillation_loss(
 
     .. math::
 
-        \text{forward:} \quad & l = T^2 \, \mathrm{KL}(q ‖ p) = T^2 Σ_c q_c (\log q_c − \log p_c) \\
-        \text{reverse:} \quad & l = T^2 \, \mathrm{KL}(p ‖ q) \\
-        \text{jensen_shannon:} \quad
-            & l = T^2 (β \, \mathrm{KL}(q ‖ m) + (1 − β) \, \mathrm{KL}(p ‖ m)), \quad m = β q + (1 − β) p
+        forward: l = T² KL(q ‖ p) = T² Σ_c q_c (log q_c − log p_c)
+
+        reverse: l = T² KL(p ‖ q)
+
+        jensen_shannon: l = T² (β KL(q ‖ m) + (1 − β) KL(p ‖ m)), m = β q + (1 − β) p
 
     The factor T² keeps the gradient's size when T changes. The forward divergence wants the student to have mass
     wherever the teacher has; the reverse one wants it to have none where the teacher has none, and may leave much of

@@ -18,7 +18,7 @@ def one_program(function: Callable[_Arguments, _Result]) -> Callable[_Arguments,
 
     NumPy arrays and Python numbers are looked at on every call.
     """
-    parameters = inspect.signature(function).parameters
+    parameters = inspect.signature(function, eval_str=True).parameters
     names, known = [*parameters], {*parameters}
     static = {name for name in names if _is_static(parameters[name].annotation)}
     compiled = jax.jit(function, static_argnames=tuple(static))

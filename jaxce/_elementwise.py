@@ -1,5 +1,7 @@
 """Losses of single numbers: independent yes/no outputs, and the squared and absolute errors."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from functools import partial
@@ -59,14 +61,14 @@ def binary_cross_entropy(
     label_smoothing: Scalar = 0.0,
     reduction: Reduction = "mean",
 ) -> Array | MeanParts:
-    r"""Cross entropy of independent yes/no outputs.
+    """Cross entropy of independent yes/no outputs.
 
     For two classes with one output, and for labels of which several may hold at once. For one class out of many use
     `cross_entropy`.
 
     With t the target after smoothing, t (1−ε) + ε/2, the loss of an element is
 
-    .. math:: l = \text{pos\_weight} · t \log(1 + \exp(−z)) + (1−t) \log(1 + \exp z)
+    .. math:: l = pos_weight · t log(1 + exp(−z)) + (1−t) log(1 + exp z)
 
     Args:
         logits: any shape, any floating dtype. ±inf is a certain answer.
@@ -146,13 +148,13 @@ def binary_focal_loss(
     where: ElementMask | None = None,
     reduction: Reduction = "mean",
 ) -> Array | MeanParts:
-    r"""Focal loss of independent yes/no outputs.
+    """Focal loss of independent yes/no outputs.
 
     For detectors, where almost every output is an easy no. With one class out of many use `focal_loss`.
 
     With p = sigmoid(z) and target t, the loss of an element is
 
-    .. math:: l = α_t (1 − p_t)^γ (t \log(1 + \exp(−z)) + (1−t) \log(1 + \exp z))
+    .. math:: l = α_t (1 − p_t)^γ (t log(1 + exp(−z)) + (1−t) log(1 + exp z))
 
     where p_t = p t + (1−p)(1−t), and α_t = α t + (1−α)(1−t), or 1 without α. The power is taken in log space: values
     and derivatives are finite for every γ.
@@ -331,12 +333,12 @@ def mse_loss(
     where: ElementMask | None = None,
     reduction: Reduction = "mean",
 ) -> Array | MeanParts:
-    r"""Squared error.
+    """Squared error.
 
     A regression loss. As a loss for classification, against one-hot targets, it is a baseline: it punishes outputs that
     are too far on the right side, which cross entropy does not.
 
-    .. math:: l = (\text{prediction} − \text{target})^2
+    .. math:: l = (prediction − target)²
 
     Args:
         predictions: any shape, any floating dtype.
@@ -391,11 +393,11 @@ def l1_loss(
     where: ElementMask | None = None,
     reduction: Reduction = "mean",
 ) -> Array | MeanParts:
-    r"""Absolute error.
+    """Absolute error.
 
     A regression loss that outliers move less than `mse_loss`. Its gradient where prediction and target agree is 0.
 
-    .. math:: l = |\text{prediction} − \text{target}|
+    .. math:: l = |prediction − target|
 
     Args:
         predictions: any shape, any floating dtype.

@@ -1,5 +1,7 @@
 """Cross entropy of hidden · kernel by its own name, for who looks for it."""
 
+from __future__ import annotations
+
 from typing import Any, SupportsIndex, Unpack, overload
 
 from jaxtyping import Array

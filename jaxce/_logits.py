@@ -1,5 +1,7 @@
 """Logits that nobody holds: hidden and kernel, standing where an array of logits would."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import partial
 from typing import SupportsIndex
@@ -18,7 +20,7 @@ from jaxce._types import AxisName, ClassVector, HeldArray, Hidden, Kernel, Scala
 )
 @dataclass(frozen=True, init=False)
 class LinearLogits:
-    r"""The logits hidden · kernel + bias, which are never held: they stand where an array of logits would.
+    """The logits hidden · kernel + bias, which are never held: they stand where an array of logits would.
 
     For language models and other heads with many classes, where the logits and their gradient would be the largest
     arrays of the step. `cross_entropy`, `focal_loss`, `poly_loss`, `distillation_loss`, `custom_loss` and `summarize`
@@ -27,7 +29,7 @@ class LinearLogits:
 
     With softcap s and temperature T the logits are
 
-    .. math:: z = \frac{s}{T} · \tanh((\text{hidden} · \text{kernel} + \text{bias}) / s)
+    .. math:: z = (s / T) · tanh((hidden · kernel + bias) / s)
 
     There are two ways to the gradient. Recomputing goes through blocks of classes: the backward pass makes each block
     of logits a second time, four matrix multiplications in all. Beside the gradients it needs one float32 array of

@@ -3,6 +3,8 @@
 Their derivatives are plain autodiff above the rule of `_summary`.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple, SupportsIndex, Unpack, overload
 
 import jax.numpy as jnp
@@ -72,7 +74,7 @@ def cross_entropy(
     batch_axis_name: RowAxisNames | None = None,
     reduction: Reduction = "mean",
 ) -> Array | MeanParts:
-    r"""Cross entropy between logits and class indices or distributions.
+    """Cross entropy between logits and class indices or distributions.
 
     The loss of classification, segmentation and language models. For independent yes/no outputs use
     `binary_cross_entropy`, for log-probabilities `nll_loss`.
@@ -80,11 +82,11 @@ def cross_entropy(
     With p = softmax(z), label y, class weights w (1 without), smoothing ε over C classes and z-loss λ, the loss of a
     row is
 
-    .. math:: l = (1−ε) w_y (−\log p_y) + (ε/C) Σ_c w_c (−\log p_c) + λ w_y \log^2 Σ_c \exp z_c
+    .. math:: l = (1−ε) w_y (−log p_y) + (ε/C) Σ_c w_c (−log p_c) + λ w_y log² Σ_c exp z_c
 
     and with a distribution q
 
-    .. math:: l = Σ_c w_c ((1−ε) q_c + ε/C) (−\log p_c) + λ \log^2 Σ_c \exp z_c
+    .. math:: l = Σ_c w_c ((1−ε) q_c + ε/C) (−log p_c) + λ log² Σ_c exp z_c
 
     The mean over rows of weight v is Σ v l / Σ v w_y for labels and Σ v l / Σ v for distributions, whose class weights
     are inside l, as in PyTorch.
@@ -215,14 +217,14 @@ def focal_loss(
     batch_axis_name: RowAxisNames | None = None,
     reduction: Reduction = "mean",
 ) -> Array | MeanParts:
-    r"""Focal loss over classes: cross entropy that turns away from rows that are right already.
+    """Focal loss over classes: cross entropy that turns away from rows that are right already.
 
     For many easy rows and few hard ones. For independent yes/no outputs, as in the paper's detector, use
     `binary_focal_loss`.
 
     With p_y the softmax probability of the label,
 
-    .. math:: l = w_y (1 − p_y)^γ (−\log p_y)
+    .. math:: l = w_y (1 − p_y)^γ (−log p_y)
 
     γ = 0 is cross entropy.
 
@@ -335,13 +337,13 @@ def poly_loss(
     batch_axis_name: RowAxisNames | None = None,
     reduction: Reduction = "mean",
 ) -> Array | MeanParts:
-    r"""Poly-1 loss: cross entropy with its leading term in 1 − p changed by ε.
+    """Poly-1 loss: cross entropy with its leading term in 1 − p changed by ε.
 
     Where focal loss takes weight off confident rows, a positive ε adds to it. Tune ε; 0 is cross entropy.
 
     With p_y the softmax probability of the label,
 
-    .. math:: l = w_y (−\log p_y + ε (1 − p_y))
+    .. math:: l = w_y (−log p_y + ε (1 − p_y))
 
     Args:
         logits: (..., C), or the classes along `axis`, any floating dtype; or `LinearLogits`.

@@ -4,6 +4,8 @@ A mean over a batch that is split, over micro-batches, devices or hosts, is a ra
 apart, so that every split gives the loss of the whole.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, Unpack, overload
@@ -59,16 +61,16 @@ class MeanParts:
     total: Float[Array, ""]
     weight: Float[Array, ""]
 
-    def __add__(self, other: "MeanParts") -> "MeanParts":
+    def __add__(self, other: MeanParts) -> MeanParts:
         if not isinstance(other, MeanParts):
             return NotImplemented
         return MeanParts(self.total + other.total, self.weight + other.weight)
 
-    def __radd__(self, other: int) -> "MeanParts":
+    def __radd__(self, other: int) -> MeanParts:
         """Lets `sum(parts)` start from its 0."""
         return self if other == 0 else NotImplemented
 
-    def psum(self, axis_name: AxisName) -> "MeanParts":
+    def psum(self, axis_name: AxisName) -> MeanParts:
         """Adds the parts of all devices along a mapped axis, or axes, of `shard_map`, `pmap` or `vmap`."""
         return jax.lax.psum(self, axis_name)
 
@@ -96,7 +98,7 @@ def reduce_losses(
     batch_axis_name: RowAxisNames | None = None,
     reduction: Reduction = "mean",
 ) -> Array | MeanParts:
-    r"""Reduces losses of any shape as every loss of this library does.
+    """Reduces losses of any shape as every loss of this library does.
 
     For a loss of your own that should treat weights, masks and empty batches like the others. The losses here call it
     for you: use their `reduction`.

@@ -1,5 +1,7 @@
 """Losses over classes that take scores as they are, with no softmax: log-probabilities and margins."""
 
+from __future__ import annotations
+
 from functools import partial
 from typing import SupportsIndex, Unpack, overload
 
@@ -48,12 +50,12 @@ def nll_loss(
     ignore_index: SupportsIndex | None = None,
     reduction: Reduction = "mean",
 ) -> Array | MeanParts:
-    r"""Negative log-likelihood of labels under given log-probabilities.
+    """Negative log-likelihood of labels under given log-probabilities.
 
     For models that end in a log-softmax, or whose probabilities come from elsewhere. From logits call `cross_entropy`:
     it is more accurate and needs less memory.
 
-    .. math:: l = −w_y · \text{log\_probs}_y
+    .. math:: l = −w_y · log_probs[y]
 
     The mean is Σ v l / Σ v w_y for rows of weight v.
 
@@ -152,12 +154,12 @@ def multi_margin_loss(
     where: RowMask | None = None,
     reduction: Reduction = "mean",
 ) -> Array | MeanParts:
-    r"""Multi-class hinge loss: every other score should stay a margin below the label's.
+    """Multi-class hinge loss: every other score should stay a margin below the label's.
 
     For support vector machines and rankings; it asks for a distance and not for probabilities, so a row with enough of
     it has no gradient at all. For probabilities use `cross_entropy`.
 
-    .. math:: l = (w_y / C) Σ_{i≠y} \max(0, \text{margin} − z_y + z_i)^p
+    .. math:: l = (w_y / C) Σ_{i≠y} max(0, margin − z_y + z_i)^p
 
     Class weights do not enter the mean's divisor, as in PyTorch.
 

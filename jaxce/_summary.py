@@ -1,5 +1,7 @@
 """The summary of a row: the numbers that every loss over classes is arithmetic on."""
 
+from __future__ import annotations
+
 from functools import partial
 from typing import NamedTuple, SupportsIndex
 
@@ -56,18 +58,18 @@ def summarize(
     class_axis_name: AxisName | None = None,
     batch_axis_name: RowAxisNames | None = None,
 ) -> Summary:
-    r"""Summarizes every row of logits in the numbers that losses are made of.
+    """Summarizes every row of logits in the numbers that losses are made of.
 
     For a loss of your own: write it as arithmetic on the summary, and it has the accuracy, the memory and all the
     derivatives of the losses here. For the usual ones call `cross_entropy` and its relatives.
 
-    .. math:: \text{log\_z} = \log Σ_c \exp z_c
+    .. math:: log_z = log Σ_c exp z_c
 
-    .. math:: \text{nll} = Σ_c t_c (\text{log\_z} − z_c)
+    .. math:: nll = Σ_c t_c (log_z − z_c)
 
-    .. math:: \text{spread} = Σ_c u_c (\text{log\_z} − z_c)
+    .. math:: spread = Σ_c u_c (log_z − z_c)
 
-    .. math:: \text{entropy} = Σ_c p_c (\text{log\_z} − z_c)
+    .. math:: entropy = Σ_c p_c (log_z − z_c)
 
     t is the one-hot of the label, or the distribution, u the class vector and p the softmax. All are measured from the
     largest logit of the row, so that a common offset costs no digits, and so that nll and entropy of a row whose target

@@ -1,5 +1,7 @@
 """Targets of a few classes each: their numbers and their masses, standing where a distribution over all would."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,12 +15,12 @@ from jaxce._types import ArrayLike, Distributions, HeldArray, Labels
 @partial(jax.tree_util.register_dataclass, data_fields=["classes", "masses"], meta_fields=[])
 @dataclass(frozen=True, init=False)
 class SparseTargets:
-    r"""A distribution of K classes for every row: it stands where one over all classes would, which nobody holds.
+    """A distribution of K classes for every row: it stands where one over all classes would, which nobody holds.
 
     For the K likeliest tokens of a teacher, for the two labels of mixup, and for labels that several raters gave. With
     classes c_k and masses m_k the target of a row is
 
-    .. math:: t = Σ_k m_k · \text{onehot}(c_k)
+    .. math:: t = Σ_k m_k · onehot(c_k)
 
     `cross_entropy`, `linear_cross_entropy`, `custom_loss`, `summarize` and `imbalance.expected_cost` take them in place
     of a distribution, with every option, and read K logits of a row: the losses are those of the distribution. A

@@ -4,6 +4,8 @@ Count the classes, make class weights or a logit adjustment of the counts, and p
 costs may be said directly, with `expected_cost`.
 """
 
+from __future__ import annotations
+
 from functools import partial
 from typing import Literal, NamedTuple, SupportsIndex, Unpack, overload
 
@@ -101,7 +103,7 @@ def _class_counts(inputs: LabelInputs) -> Array:
 def class_weights(
     counts: ClassCounts, *, scheme: Scheme = "balanced", beta: Scalar = 0.999
 ) -> Float[Array, " classes"]:
-    r"""Class weights from how often the classes occur: the rarer, the heavier.
+    """Class weights from how often the classes occur: the rarer, the heavier.
 
     For the `class_weights` of the losses. All schemes trade precision of the rare classes for their recall, from
     "balanced", under which all classes have an equal part in the loss, to milder ones. Where only the ranking between
@@ -110,12 +112,14 @@ def class_weights(
     With n_c the counts, N their sum and C the number of classes that were counted at all,
 
     .. math::
-        \begin{aligned}
-        \text{balanced} &: & w_c &= N / (C n_c) \\
-        \text{inverse\_sqrt} &: & w_c &= N / (\sqrt{n_c} \, Σ_k \sqrt{n_k}) \\
-        \text{effective\_number} &: & w_c &= C e_c / Σ_k e_k, \quad e_c = (1−β) / (1−β^{n_c}) \\
-        \text{median\_frequency} &: & w_c &= \mathrm{median}_k(n_k) / n_c
-        \end{aligned}
+
+        balanced: w_c = N / (C n_c)
+
+        inverse_sqrt: w_c = N / (√n_c Σ_k √n_k)
+
+        effective_number: w_c = C e_c / Σ_k e_k, e_c = (1−β) / (1−β^{n_c})
+
+        median_frequency: w_c = median_k(n_k) / n_c
 
     The first two leave the mean weight of a row at 1. A class that was never counted is taken to be as rare as the
     rarest that was, and its weight is finite; it has no part in N, C, the sums and the median. Counts of nothing at all
@@ -171,13 +175,12 @@ def _class_weights(counts: HeldArray, log_beta: HeldArray, *, scheme: Scheme) ->
 
 @one_program
 def logit_adjustment(counts: ClassCounts, *, tau: Scalar = 1.0) -> Float[Array, " classes"]:
-    r"""What to add to the logits in training, so that rare classes are not at a disadvantage when it is left out.
+    """What to add to the logits in training, so that rare classes are not at a disadvantage when it is left out.
 
     A network trained on unequal classes learns their frequencies with the rest. Here the frequencies are added to its
     logits, in training alone, so that it learns the rest:
 
-    .. math::
-        l(z, y) = \mathrm{cross\_entropy}(z + a, y), \qquad a_c = τ \log π_c, \qquad π_c = n_c / Σ_k n_k
+    .. math:: l(z, y) = cross_entropy(z + a, y), a_c = τ log π_c, π_c = n_c / Σ_k n_k
 
     At the optimum, with τ = 1, the network's own argmax has the least mean of the classes' error rates, instead of the
     least error rate of all rows. From the logits of a network that was trained without it, subtract `a`. The bias of a
@@ -270,7 +273,7 @@ def expected_cost(
     where: RowMask | None = None,
     reduction: Reduction = "mean",
 ) -> Array | MeanParts:
-    r"""What the predictions are expected to cost, where every mistake has its price.
+    """What the predictions are expected to cost, where every mistake has its price.
 
     For mistakes that differ: a class weight makes every mistake about a class dearer, a price the one that hurts. A
     confident mistake has hardly any gradient, as p is flat there; so add it to `cross_entropy`, with a factor to
@@ -278,8 +281,11 @@ def expected_cost(
 
     With p = softmax(z) and costs K, of true classes by predicted ones,
 
-    .. math::
-        l = Σ_c K_{y c} \, p_c \qquad \text{and with a distribution } q, \qquad l = Σ_k q_k Σ_c K_{k c} \, p_c
+    .. math:: l = Σ_c K_{y c} p_c
+
+    and with a distribution q
+
+    .. math:: l = Σ_k q_k Σ_c K_{k c} p_c
 
     Costs of 1 off the diagonal and 0 on it are the probability of a mistake. To heed prices without training on them,
     take the class of the least expected cost, `jnp.argmin(jax.nn.softmax(logits) @ costs, axis=-1)`.

@@ -10,6 +10,8 @@ For code that is ported line by line, and for checking a port. Classes are on ax
 - 0 times an infinite distance is 0 (PyTorch: NaN), and an ignored row has gradient 0 even if it holds NaN.
 """
 
+from __future__ import annotations
+
 from typing import SupportsIndex
 
 import jax
@@ -60,9 +62,9 @@ def cross_entropy(
     reduction: Reduction = "mean",
     label_smoothing: Scalar = 0.0,
 ) -> Array:
-    r"""`torch.nn.functional.cross_entropy`. See `jaxce.cross_entropy` for JAX's conventions and more options.
+    """`torch.nn.functional.cross_entropy`. See `jaxce.cross_entropy` for JAX's conventions and more options.
 
-    .. math:: l = Σ_c w_c ((1−ε) t_c + ε/C) (−\log p_c)
+    .. math:: l = Σ_c w_c ((1−ε) t_c + ε/C) (−log p_c)
 
     where for a label y the first part is (1−ε) w_y (−log p_y). The mean divides by Σ w_y over labels that count, and by
     the number of rows for probabilities.
@@ -197,9 +199,9 @@ def nll_loss(
     reduce: bool | None = None,
     reduction: Reduction = "mean",
 ) -> Array:
-    r"""`torch.nn.functional.nll_loss`. See `jaxce.nll_loss`.
+    """`torch.nn.functional.nll_loss`. See `jaxce.nll_loss`.
 
-    .. math:: l = −w_y · \text{input}_y
+    .. math:: l = −w_y · input[y]
 
     The mean divides by Σ w_y over labels that count.
 
@@ -254,9 +256,9 @@ def multi_margin_loss(
     reduce: bool | None = None,
     reduction: Reduction = "mean",
 ) -> Array:
-    r"""`torch.nn.functional.multi_margin_loss`. See `jaxce.multi_margin_loss`.
+    """`torch.nn.functional.multi_margin_loss`. See `jaxce.multi_margin_loss`.
 
-    .. math:: l = (w_y / C) Σ_{i≠y} \max(0, \text{margin} − \text{input}_y + \text{input}_i)^p
+    .. math:: l = (w_y / C) Σ_{i≠y} max(0, margin − input[y] + input[i])^p
 
     The mean divides by the number of rows.
 
@@ -311,9 +313,9 @@ def binary_cross_entropy_with_logits(
     reduction: Reduction = "mean",
     pos_weight: Scalar | None = None,
 ) -> Array:
-    r"""`torch.nn.functional.binary_cross_entropy_with_logits`. See `jaxce.binary_cross_entropy`.
+    """`torch.nn.functional.binary_cross_entropy_with_logits`. See `jaxce.binary_cross_entropy`.
 
-    .. math:: l = \text{weight} · (\text{pos\_weight} · t \log(1 + \exp(−z)) + (1−t) \log(1 + \exp z))
+    .. math:: l = weight · (pos_weight · t log(1 + exp(−z)) + (1−t) log(1 + exp z))
 
     The mean divides by the number of elements, whatever the weights.
 
@@ -358,9 +360,9 @@ def mse_loss(
     reduction: Reduction = "mean",
     weight: Elements | None = None,
 ) -> Array:
-    r"""`torch.nn.functional.mse_loss`. See `jaxce.mse_loss`.
+    """`torch.nn.functional.mse_loss`. See `jaxce.mse_loss`.
 
-    .. math:: l = \text{weight} · (\text{input} − \text{target})^2
+    .. math:: l = weight · (input − target)²
 
     The mean divides by Σ weight.
 
@@ -401,9 +403,9 @@ def l1_loss(
     reduction: Reduction = "mean",
     weight: Elements | None = None,
 ) -> Array:
-    r"""`torch.nn.functional.l1_loss`. See `jaxce.l1_loss`.
+    """`torch.nn.functional.l1_loss`. See `jaxce.l1_loss`.
 
-    .. math:: l = \text{weight} · |\text{input} − \text{target}|
+    .. math:: l = weight · |input − target|
 
     The mean divides by Σ weight.
 
@@ -444,9 +446,9 @@ def kl_div(
     reduction: BatchReduction = "mean",
     log_target: bool = False,
 ) -> Array:
-    r"""`torch.nn.functional.kl_div`. From logits see `jaxce.distillation_loss`, which is more accurate.
+    """`torch.nn.functional.kl_div`. From logits see `jaxce.distillation_loss`, which is more accurate.
 
-    .. math:: l = \text{target} · (\log \text{target} − \text{input})
+    .. math:: l = target · (log target − input)
 
     per element, 0 where the target is 0. "mean" divides by the number of elements, which is not the divergence of a
     row; "batchmean" divides by the length of the first axis.
@@ -487,10 +489,10 @@ def kl_div(
 @speaks_torch
 def softmax(
     input: ArrayLike, dim: SupportsIndex | None = None, _stacklevel: int = 3, dtype: DTypeLike | None = None
-) -> Float[Array, "..."]:
-    r"""`torch.nn.functional.softmax`.
+) -> Float[Array, "*shape"]:
+    """`torch.nn.functional.softmax`.
 
-    .. math:: \text{softmax}(z)_c = \exp z_c / Σ_k \exp z_k
+    .. math:: softmax(z)[c] = exp z_c / Σ_k exp z_k
 
     Args:
         input: any shape, floating.
@@ -519,10 +521,10 @@ def softmax(
 @speaks_torch
 def log_softmax(
     input: ArrayLike, dim: SupportsIndex | None = None, _stacklevel: int = 3, dtype: DTypeLike | None = None
-) -> Float[Array, "..."]:
-    r"""`torch.nn.functional.log_softmax`.
+) -> Float[Array, "*shape"]:
+    """`torch.nn.functional.log_softmax`.
 
-    .. math:: \text{log\_softmax}(z)_c = z_c − \log Σ_k \exp z_k
+    .. math:: log_softmax(z)[c] = z_c − log Σ_k exp z_k
 
     Args:
         input: any shape, floating.
