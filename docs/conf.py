@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import re
+from pathlib import Path
 
 from docutils import nodes
 
@@ -53,9 +54,18 @@ html_css_files = ["site.css"]
 
 def setup(app):
     """Connects what happens to pages on their way."""
+    app.connect("source-read", begin_with_readme)
     app.connect("source-read", link_outer_pages)
     app.connect("doctree-read", draw_formulas)
     app.connect("doctree-read", end_blocks)
+
+
+def begin_with_readme(app, name, source):
+    """Puts the README on the first page, whose links are from here and not from the directory above."""
+    if name == "index":
+        readme = Path(app.srcdir, "..", "README.md").read_text()
+        links = re.sub(r"(\]\()(?!https?:|docs/)", r"\1../", readme)
+        source[0] = links.replace("](docs/", "](") + "\n" + source[0]
 
 
 def link_outer_pages(app, name, source):
