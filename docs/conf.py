@@ -74,25 +74,26 @@ def link_outer_pages(app, name, source):
 
 
 def draw_formulas(app, document):
-    """Makes TeX of the formulas, which in docstrings are written to be read in a terminal.
+    """Draws formulas. In docstrings they are literal blocks, written to be read in a terminal and in an editor.
 
     The Σ of a formula becomes a sum, with what it runs over below it.
     """
+    if app.env.docname == "api":
+        for block in list(document.findall(nodes.literal_block)):
+            if "language" not in block:
+                numbering = {"number": None, "label": None, "docname": "api"}
+                block.replace_self(nodes.math_block(block.rawsource, _tex(block.astext()), **numbering))
     for formula in list(document.findall(nodes.math_block)):
-        text = formula.astext()
-        if "\\" not in text:
-            text = re.sub(r"√(\w+)", r"\\sqrt{\1}", text.replace("²", "^2"))
-            text = re.sub(r"(?<!\\)\b[A-Za-z]{2,}(_[A-Za-z]+)*", _word, text)
-        text = text.replace("Σ", r"\sum ")
+        text = formula.astext().replace("Σ", r"\sum ")
         formula.replace_self(nodes.math_block(formula.rawsource, text, **formula.attributes))
 
 
-def _word(match):
-    word = match[0]
-    if word in ("exp", "log", "max", "tanh"):
-        return rf"\{word} "
-    name = word.replace("_", r"\_")
-    return rf"\text{{{name}}}"
+def _tex(text):
+    text = re.sub(r"√(\w+)", r"\\sqrt{\1}", text.replace("²", "^2").replace("\n", "\n\n"))
+    text = re.sub(
+        r"(?<!\\)\b[A-Za-z]{2,}(_[A-Za-z]+)*", lambda word: "\\text{" + word[0].replace("_", r"\_") + "}", text
+    )
+    return re.sub(r"\\text{(exp|log|max|tanh)}", r"\\\1 ", text)
 
 
 def end_blocks(app, document):

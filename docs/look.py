@@ -1,7 +1,7 @@
 """Looks at every built page in Chromium, on a desk and on a phone, and prints what is broken there.
 
-A page must not be wider than its window, its images must be there and have a text, its formulas must be drawn, its
-console must be silent, and it must not fetch anything from a network.
+A page must not be wider than its window, and no code of the first one wider than its box; its images must be there and
+have a text, its formulas must be drawn, its console must be silent, and it must not fetch anything from a network.
 
     python docs/look.py docs/_build/html                 # exits with 1 if something is broken
     python docs/look.py docs/_build/html --shots shots   # also takes a picture of every page
@@ -30,6 +30,9 @@ FAULTS = r"""
 const faults = [];
 for (const box of document.querySelectorAll("html, .content"))
   if (box.scrollWidth > box.clientWidth) faults.push(`${box.tagName}: ${box.scrollWidth} pixels in ${box.clientWidth}`);
+if (location.pathname.endsWith("/index.html"))
+  for (const code of document.querySelectorAll("pre"))
+    if (code.scrollWidth > code.clientWidth) faults.push(`code is cut: ${code.textContent.slice(0, 60)}`);
 for (const image of document.images)
   if (!image.naturalWidth || !image.alt) faults.push(`no image, or no text for it: ${image.src}`);
 for (const formula of document.querySelectorAll(".math"))

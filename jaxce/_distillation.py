@@ -78,14 +78,10 @@ def distillation_loss(
     For knowledge distillation, beside the cross entropy with the true labels. The teacher receives a gradient too: wrap
     its logits in `jax.lax.stop_gradient` unless both are trained.
 
-    With temperature T, q = softmax(teacher / T), p = softmax(z / T), and β = `mixture`,
-
-    .. math::
+    With temperature T, q = softmax(teacher / T), p = softmax(z / T), and β = `mixture`, the loss of a row is::
 
         forward: l = T² KL(q ‖ p) = T² Σ_c q_c (log q_c − log p_c)
-
         reverse: l = T² KL(p ‖ q)
-
         jensen_shannon: l = T² (β KL(q ‖ m) + (1 − β) KL(p ‖ m)), m = β q + (1 − β) p
 
     The factor T² keeps the gradient's size when T changes. The forward divergence wants the student to have mass

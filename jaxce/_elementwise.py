@@ -66,9 +66,9 @@ def binary_cross_entropy(
     For two classes with one output, and for labels of which several may hold at once. For one class out of many use
     `cross_entropy`.
 
-    With t the target after smoothing, t (1−ε) + ε/2, the loss of an element is
+    With t the target after smoothing, t (1−ε) + ε/2, the loss of an element is::
 
-    .. math:: l = pos_weight · t log(1 + exp(−z)) + (1−t) log(1 + exp z)
+        l = pos_weight · t log(1 + exp(−z)) + (1−t) log(1 + exp z)
 
     Args:
         logits: any shape, any floating dtype. ±inf is a certain answer.
@@ -152,9 +152,9 @@ def binary_focal_loss(
 
     For detectors, where almost every output is an easy no. With one class out of many use `focal_loss`.
 
-    With p = sigmoid(z) and target t, the loss of an element is
+    With p = sigmoid(z) and target t, the loss of an element is::
 
-    .. math:: l = α_t (1 − p_t)^γ (t log(1 + exp(−z)) + (1−t) log(1 + exp z))
+        l = α_t (1 − p_t)^γ (t log(1 + exp(−z)) + (1−t) log(1 + exp z))
 
     where p_t = p t + (1−p)(1−t), and α_t = α t + (1−α)(1−t), or 1 without α. The power is taken in log space: values
     and derivatives are finite for every γ.
@@ -338,7 +338,9 @@ def mse_loss(
     A regression loss. As a loss for classification, against one-hot targets, it is a baseline: it punishes outputs that
     are too far on the right side, which cross entropy does not.
 
-    .. math:: l = (prediction − target)²
+    The loss of an element is::
+
+        l = (prediction − target)²
 
     Args:
         predictions: any shape, any floating dtype.
@@ -397,7 +399,9 @@ def l1_loss(
 
     A regression loss that outliers move less than `mse_loss`. Its gradient where prediction and target agree is 0.
 
-    .. math:: l = |prediction − target|
+    The loss of an element is::
+
+        l = |prediction − target|
 
     Args:
         predictions: any shape, any floating dtype.

@@ -27,9 +27,9 @@ class LinearLogits:
     take them in place of an array, with every option; the losses are those of the array. Where the logits are small,
     the array is simpler and as fast. A pytree: its arrays may be differentiated, mapped and sharded like any others.
 
-    With softcap s and temperature T the logits are
+    With softcap s and temperature T the logits are::
 
-    .. math:: z = (s / T) · tanh((hidden · kernel + bias) / s)
+        z = (s / T) · tanh((hidden · kernel + bias) / s)
 
     There are two ways to the gradient. Recomputing goes through blocks of classes: the backward pass makes each block
     of logits a second time, four matrix multiplications in all. Beside the gradients it needs one float32 array of

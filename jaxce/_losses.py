@@ -80,13 +80,13 @@ def cross_entropy(
     `binary_cross_entropy`, for log-probabilities `nll_loss`.
 
     With p = softmax(z), label y, class weights w (1 without), smoothing ε over C classes and z-loss λ, the loss of a
-    row is
+    row is::
 
-    .. math:: l = (1−ε) w_y (−log p_y) + (ε/C) Σ_c w_c (−log p_c) + λ w_y log² Σ_c exp z_c
+        l = (1−ε) w_y (−log p_y) + (ε/C) Σ_c w_c (−log p_c) + λ w_y log² Σ_c exp z_c
 
-    and with a distribution q
+    and with a distribution q::
 
-    .. math:: l = Σ_c w_c ((1−ε) q_c + ε/C) (−log p_c) + λ log² Σ_c exp z_c
+        l = Σ_c w_c ((1−ε) q_c + ε/C) (−log p_c) + λ log² Σ_c exp z_c
 
     The mean over rows of weight v is Σ v l / Σ v w_y for labels and Σ v l / Σ v for distributions, whose class weights
     are inside l, as in PyTorch.
@@ -222,9 +222,9 @@ def focal_loss(
     For many easy rows and few hard ones. For independent yes/no outputs, as in the paper's detector, use
     `binary_focal_loss`.
 
-    With p_y the softmax probability of the label,
+    With p_y the softmax probability of the label, the loss of a row is::
 
-    .. math:: l = w_y (1 − p_y)^γ (−log p_y)
+        l = w_y (1 − p_y)^γ (−log p_y)
 
     γ = 0 is cross entropy.
 
@@ -341,9 +341,9 @@ def poly_loss(
 
     Where focal loss takes weight off confident rows, a positive ε adds to it. Tune ε; 0 is cross entropy.
 
-    With p_y the softmax probability of the label,
+    With p_y the softmax probability of the label, the loss of a row is::
 
-    .. math:: l = w_y (−log p_y + ε (1 − p_y))
+        l = w_y (−log p_y + ε (1 − p_y))
 
     Args:
         logits: (..., C), or the classes along `axis`, any floating dtype; or `LinearLogits`.

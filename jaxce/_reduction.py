@@ -104,9 +104,9 @@ def reduce_losses(
     for you: use their `reduction`.
 
     With w the weights, 0 where `where` is false, "none" is w l, "sum" is Σ w l, "parts" is `MeanParts(Σ w l, Σ w)`, and
-    "mean" is
+    "mean" is::
 
-    .. math:: Σ w l / Σ w
+        Σ w l / Σ w
 
     Args:
         losses: any shape, floating. bfloat16 and float16 are summed in float32.

@@ -55,7 +55,9 @@ def nll_loss(
     For models that end in a log-softmax, or whose probabilities come from elsewhere. From logits call `cross_entropy`:
     it is more accurate and needs less memory.
 
-    .. math:: l = −w_y · log_probs[y]
+    The loss of a row is::
+
+        l = −w_y · log_probs[y]
 
     The mean is Σ v l / Σ v w_y for rows of weight v.
 
@@ -159,7 +161,9 @@ def multi_margin_loss(
     For support vector machines and rankings; it asks for a distance and not for probabilities, so a row with enough of
     it has no gradient at all. For probabilities use `cross_entropy`.
 
-    .. math:: l = (w_y / C) Σ_{i≠y} max(0, margin − z_y + z_i)^p
+    The loss of a row is::
+
+        l = (w_y / C) Σ_{i≠y} max(0, margin − z_y + z_i)^p
 
     Class weights do not enter the mean's divisor, as in PyTorch.
 

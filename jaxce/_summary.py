@@ -63,13 +63,12 @@ def summarize(
     For a loss of your own: write it as arithmetic on the summary, and it has the accuracy, the memory and all the
     derivatives of the losses here. For the usual ones call `cross_entropy` and its relatives.
 
-    .. math:: log_z = log Σ_c exp z_c
+    The numbers of a row are::
 
-    .. math:: nll = Σ_c t_c (log_z − z_c)
-
-    .. math:: spread = Σ_c u_c (log_z − z_c)
-
-    .. math:: entropy = Σ_c p_c (log_z − z_c)
+        log_z = log Σ_c exp z_c
+        nll = Σ_c t_c (log_z − z_c)
+        spread = Σ_c u_c (log_z − z_c)
+        entropy = Σ_c p_c (log_z − z_c)
 
     t is the one-hot of the label, or the distribution, u the class vector and p the softmax. All are measured from the
     largest logit of the row, so that a common offset costs no digits, and so that nll and entropy of a row whose target

@@ -18,9 +18,9 @@ class SparseTargets:
     """A distribution of K classes for every row: it stands where one over all classes would, which nobody holds.
 
     For the K likeliest tokens of a teacher, for the two labels of mixup, and for labels that several raters gave. With
-    classes c_k and masses m_k the target of a row is
+    classes c_k and masses m_k the target of a row is::
 
-    .. math:: t = Σ_k m_k · onehot(c_k)
+        t = Σ_k m_k · onehot(c_k)
 
     `cross_entropy`, `linear_cross_entropy`, `custom_loss`, `summarize` and `imbalance.expected_cost` take them in place
     of a distribution, with every option, and read K logits of a row: the losses are those of the distribution. A

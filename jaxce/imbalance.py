@@ -109,16 +109,11 @@ def class_weights(
     "balanced", under which all classes have an equal part in the loss, to milder ones. Where only the ranking between
     classes is biased, `logit_adjustment` is the better founded way; where one kind of mistake hurts, `expected_cost`.
 
-    With n_c the counts, N their sum and C the number of classes that were counted at all,
-
-    .. math::
+    With n_c the counts, N their sum and C the number of classes that were counted at all, the weights are::
 
         balanced: w_c = N / (C n_c)
-
         inverse_sqrt: w_c = N / (√n_c Σ_k √n_k)
-
         effective_number: w_c = C e_c / Σ_k e_k, e_c = (1−β) / (1−β^{n_c})
-
         median_frequency: w_c = median_k(n_k) / n_c
 
     The first two leave the mean weight of a row at 1. A class that was never counted is taken to be as rare as the
@@ -178,9 +173,9 @@ def logit_adjustment(counts: ClassCounts, *, tau: Scalar = 1.0) -> Float[Array, 
     """What to add to the logits in training, so that rare classes are not at a disadvantage when it is left out.
 
     A network trained on unequal classes learns their frequencies with the rest. Here the frequencies are added to its
-    logits, in training alone, so that it learns the rest:
+    logits, in training alone, so that it learns the rest::
 
-    .. math:: l(z, y) = cross_entropy(z + a, y), a_c = τ log π_c, π_c = n_c / Σ_k n_k
+        l(z, y) = cross_entropy(z + a, y), a_c = τ log π_c, π_c = n_c / Σ_k n_k
 
     At the optimum, with τ = 1, the network's own argmax has the least mean of the classes' error rates, instead of the
     least error rate of all rows. From the logits of a network that was trained without it, subtract `a`. The bias of a
@@ -279,13 +274,13 @@ def expected_cost(
     confident mistake has hardly any gradient, as p is flat there; so add it to `cross_entropy`, with a factor to
     choose, rather than train on it alone.
 
-    With p = softmax(z) and costs K, of true classes by predicted ones,
+    With p = softmax(z) and costs K, of true classes by predicted ones, the loss of a row is::
 
-    .. math:: l = Σ_c K_{y c} p_c
+        l = Σ_c K_{y c} p_c
 
-    and with a distribution q
+    and with a distribution q::
 
-    .. math:: l = Σ_k q_k Σ_c K_{k c} p_c
+        l = Σ_k q_k Σ_c K_{k c} p_c
 
     Costs of 1 off the diagonal and 0 on it are the probability of a mistake. To heed prices without training on them,
     take the class of the least expected cost, `jnp.argmin(jax.nn.softmax(logits) @ costs, axis=-1)`.

@@ -64,7 +64,9 @@ def cross_entropy(
 ) -> Array:
     """`torch.nn.functional.cross_entropy`. See `jaxce.cross_entropy` for JAX's conventions and more options.
 
-    .. math:: l = Σ_c w_c ((1−ε) t_c + ε/C) (−log p_c)
+    The loss of a row is::
+
+        l = Σ_c w_c ((1−ε) t_c + ε/C) (−log p_c)
 
     where for a label y the first part is (1−ε) w_y (−log p_y). The mean divides by Σ w_y over labels that count, and by
     the number of rows for probabilities.
@@ -201,7 +203,9 @@ def nll_loss(
 ) -> Array:
     """`torch.nn.functional.nll_loss`. See `jaxce.nll_loss`.
 
-    .. math:: l = −w_y · input[y]
+    The loss of a row is::
+
+        l = −w_y · input[y]
 
     The mean divides by Σ w_y over labels that count.
 
@@ -258,7 +262,9 @@ def multi_margin_loss(
 ) -> Array:
     """`torch.nn.functional.multi_margin_loss`. See `jaxce.multi_margin_loss`.
 
-    .. math:: l = (w_y / C) Σ_{i≠y} max(0, margin − input[y] + input[i])^p
+    The loss of a row is::
+
+        l = (w_y / C) Σ_{i≠y} max(0, margin − input[y] + input[i])^p
 
     The mean divides by the number of rows.
 
@@ -315,7 +321,9 @@ def binary_cross_entropy_with_logits(
 ) -> Array:
     """`torch.nn.functional.binary_cross_entropy_with_logits`. See `jaxce.binary_cross_entropy`.
 
-    .. math:: l = weight · (pos_weight · t log(1 + exp(−z)) + (1−t) log(1 + exp z))
+    The loss of an element is::
+
+        l = weight · (pos_weight · t log(1 + exp(−z)) + (1−t) log(1 + exp z))
 
     The mean divides by the number of elements, whatever the weights.
 
@@ -362,7 +370,9 @@ def mse_loss(
 ) -> Array:
     """`torch.nn.functional.mse_loss`. See `jaxce.mse_loss`.
 
-    .. math:: l = weight · (input − target)²
+    The loss of an element is::
+
+        l = weight · (input − target)²
 
     The mean divides by Σ weight.
 
@@ -405,7 +415,9 @@ def l1_loss(
 ) -> Array:
     """`torch.nn.functional.l1_loss`. See `jaxce.l1_loss`.
 
-    .. math:: l = weight · |input − target|
+    The loss of an element is::
+
+        l = weight · |input − target|
 
     The mean divides by Σ weight.
 
@@ -448,9 +460,11 @@ def kl_div(
 ) -> Array:
     """`torch.nn.functional.kl_div`. From logits see `jaxce.distillation_loss`, which is more accurate.
 
-    .. math:: l = target · (log target − input)
+    The loss of an element is::
 
-    per element, 0 where the target is 0. "mean" divides by the number of elements, which is not the divergence of a
+        l = target · (log target − input)
+
+    It is 0 where the target is 0. "mean" divides by the number of elements, which is not the divergence of a
     row; "batchmean" divides by the length of the first axis.
 
     Args:
@@ -492,7 +506,9 @@ def softmax(
 ) -> Float[Array, "*shape"]:
     """`torch.nn.functional.softmax`.
 
-    .. math:: softmax(z)[c] = exp z_c / Σ_k exp z_k
+    Along `dim`::
+
+        softmax(z)[c] = exp z_c / Σ_k exp z_k
 
     Args:
         input: any shape, floating.
@@ -524,7 +540,9 @@ def log_softmax(
 ) -> Float[Array, "*shape"]:
     """`torch.nn.functional.log_softmax`.
 
-    .. math:: log_softmax(z)[c] = z_c − log Σ_k exp z_k
+    Along `dim`::
+
+        log_softmax(z)[c] = z_c − log Σ_k exp z_k
 
     Args:
         input: any shape, floating.
