@@ -24,5 +24,6 @@ PROJECTS = {"jax_plugins": "jax-cuda13-plugin jax-cuda13-pjrt", "orbax": "orbax-
 
 def needs(module):
     """The module, or a skip that says what to install."""
+    __tracebackhide__ = True  # a skip is where the test is
     package = module.partition(".")[0]
     return pytest.importorskip(module, reason=f"needs {module}: pip install {PROJECTS.get(package, package)}")
