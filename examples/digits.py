@@ -129,6 +129,7 @@ def draw(
     matrix.set_title(f"Held-out digits, {np.sum(guesses == labels)} of {len(labels)} right")
     figure.savefig(path, dpi=150)
     plt.close(figure)
+    print(f"wrote {path}")
 
 
 def main() -> None:

@@ -159,6 +159,7 @@ def draw(dense: Run, linear: Run, path: str) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+    print(f"wrote {path}")
 
 
 def main() -> None:

@@ -129,6 +129,7 @@ def draw_surfaces(path: Path) -> None:
     figure.colorbar(scale, ax=figure.axes, location="bottom", aspect=50, label="loss, in all four", format="%g")
     figure.savefig(path, dpi=90, pil_kwargs={"optimize": True})
     plt.close(figure)
+    print(f"wrote {path}")
 
 
 def on_margins(loss: Loss, margins: np.ndarray) -> tuple[jax.Array, jax.Array]:
@@ -160,6 +161,7 @@ def draw_margins(path: Path) -> None:
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=100)
     plt.close(figure)
+    print(f"wrote {path}")
 
 
 def main() -> None:

@@ -146,6 +146,7 @@ def draw(rewards: list[float], curves: dict[str, np.ndarray], temporaries: dict[
         each.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=100)
     plt.close(figure)
+    print(f"wrote {path}")
 
 
 def main() -> None:

@@ -375,6 +375,7 @@ def draw_tradeoff(results: dict[str, Result], path: Path) -> None:
     axes.text(0.02, 0.02, "lower left is better", transform=axes.transAxes, color="0.4")
     figure.savefig(path, dpi=150)
     plt.close(figure)
+    print(f"wrote {path}")
 
 
 def draw_confusion(results: dict[str, Result], names: list[str], path: Path) -> None:
@@ -388,6 +389,7 @@ def draw_confusion(results: dict[str, Result], names: list[str], path: Path) -> 
         axes.set(title=name, xlabel="predicted", ylabel="true, each row 100 %")
     figure.savefig(path, dpi=150)
     plt.close(figure)
+    print(f"wrote {path}")
 
 
 def main() -> None:
@@ -402,8 +404,9 @@ def main() -> None:
     names = ["unweighted", by_hand(0.4), by_hand(4), shifted(ADJUSTED, 2)]
     draw_confusion(results, names, arguments.output / "rare_classes_confusion.png")
     text = report(results)
-    (arguments.output / "rare_classes.md").write_text(text + "\n")
-    print(text)
+    path = arguments.output / "rare_classes.md"
+    path.write_text(text + "\n")
+    print(f"wrote {path}\n\n{text}")
 
 
 if __name__ == "__main__":

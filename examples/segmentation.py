@@ -185,6 +185,7 @@ def draw(scenes: Scenes, guesses: np.ndarray, path: Path) -> None:
     scale.ax.tick_params(length=0)
     figure.savefig(path, dpi=100)
     plt.close(figure)
+    print(f"wrote {path}")
 
 
 def main() -> None:

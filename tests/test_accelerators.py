@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import pytest
 from jax import ShapeDtypeStruct
 from jax.sharding import PartitionSpec
+from marks import needs
 from test_memory import CALLS, SHAPES, C, N
 
 import jaxce
@@ -13,12 +14,12 @@ from benchmarks import compiled, meshes
 
 
 def _v5e():
-    pytest.importorskip("libtpu")
+    needs("libtpu")
     return compiled.v5e()
 
 
 def _h100():
-    pytest.importorskip("jax_plugins.xla_cuda13")
+    needs("jax_plugins.xla_cuda13")
     return compiled.h100()
 
 

@@ -256,7 +256,7 @@ def test_no_tracer_leaks(name):
 def remat3():
     """The next version of `jax.checkpoint`, where JAX has it."""
     if not hasattr(jax.config, "jax_remat3"):
-        pytest.skip("this JAX has no other jax.checkpoint")
+        pytest.skip("needs a JAX with another jax.checkpoint")
     jax.config.update("jax_remat3", True)
     yield
     jax.config.update("jax_remat3", False)

@@ -1,10 +1,12 @@
 """The examples run as they are shown; the recipes are in `test_recipes.py`, two processes in `test_processes.py`."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from marks import needs
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -13,7 +15,7 @@ EXAMPLES = ROOT / "examples"
 def run(script, *options, cwd):
     """What an example prints, with warnings as errors."""
     for package in ("flax", "matplotlib", "optax", "sklearn", "tokenizers", "tqdm"):
-        pytest.importorskip(package)
+        needs(package)
     command = [sys.executable, "-W", "error", str(EXAMPLES / script), *options]
     return subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True).stdout
 
@@ -30,17 +32,25 @@ SAYS = {
 @pytest.mark.thorough
 @pytest.mark.parametrize("command", SAYS)
 def test_example(command, tmp_path):
-    assert SAYS[command] in run(*command.split(), cwd=tmp_path)
-    sizes = [picture.stat().st_size for picture in tmp_path.glob("*.png")]
-    assert sizes
-    assert min(sizes) > 10_000
+    printed = run(*command.split(), cwd=tmp_path)
+    assert SAYS[command] in printed
+    pictures = list(tmp_path.iterdir())
+    assert pictures
+    assert written(printed) == {picture.name for picture in pictures}
+    assert min(picture.stat().st_size for picture in pictures) > 10_000
+
+
+def written(printed):
+    """The paths that an example says it wrote."""
+    return set(re.findall(r"^wrote (\S+)$", printed, re.MULTILINE))
 
 
 @pytest.mark.thorough
 def test_rare_classes(tmp_path):
     printed = run("rare_classes.py", "--smoke", "--output", "results", cwd=tmp_path)
     page = (tmp_path / "results" / "rare_classes.md").read_text()
-    assert page == printed
+    assert printed.endswith(page)
+    assert written(printed) == {f"results/{file.name}" for file in (tmp_path / "results").iterdir()}
     assert "nan" not in page
     settings = ["unweighted", "balanced", "effective number", "inverse sqrt", "focal loss"]
     settings += [f"by hand, debris {weight}" for weight in (0.1, 0.2, 0.4, 0.8, 1, 2, 4, 10)]

@@ -21,6 +21,7 @@ import reference
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from lazy import linear, linear_distillation, listed
+from marks import needs
 
 import jaxce
 
@@ -575,7 +576,7 @@ def _moving(arrays):
 
 @pytest.mark.parametrize("number", _numbers(DAILY_BY_PYTORCH, ALL_BY_PYTORCH))
 def test_random_batches_by_pytorch(number, request, record_property, x64):
-    pytest.importorskip("torch")
+    needs("torch")
     call = _draw_call(number)
     loss, *_, options = call
 

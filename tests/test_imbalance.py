@@ -9,6 +9,7 @@ import unoptimized
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
+from marks import needs
 
 import jaxce
 from jaxce import imbalance
@@ -140,7 +141,7 @@ def test_weights_are_those_of_the_formula(scheme, counts):
 
 
 def test_balanced_weights_are_those_of_scikit_learn():
-    class_weight = pytest.importorskip("sklearn.utils.class_weight")
+    class_weight = needs("sklearn.utils.class_weight")
     for counts in (STUDY, LONG_TAIL):
         labels = np.repeat(np.arange(len(counts)), counts)
         expected = class_weight.compute_class_weight("balanced", classes=np.arange(len(counts)), y=labels)

@@ -193,7 +193,7 @@ for loss in (jaxce.cross_entropy, with_options):
 
 
 @pytest.mark.thorough
-@pytest.mark.skipif(sys.platform != "linux", reason="/proc is of Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux, for /proc")
 def test_memory_of_a_real_run():
     """The gradient is one logits' worth. What XLA:CPU allocates inside a loop is in no report of the compiler."""
     # On one device, and of so many rows: with several devices, or of half as many rows, XLA:CPU allocates nothing more.

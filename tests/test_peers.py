@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from marks import needs
 
 import jaxce
 
@@ -90,7 +91,7 @@ CASES = [
 def test_values_and_gradients(case, monkeypatch):
     theirs, ours = LOSSES[case.loss]
     monkeypatch.setenv("KERAS_BACKEND", "jax")
-    peer = pytest.importorskip(case.loss.split(",")[0])
+    peer = needs(case.loss.split(",")[0])
     by_peer = _by_torch if "torch" in case.loss else _by_jax
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         _assert_equal(by_peer(theirs(peer), case.logits, np.asarray(case.targets)), case.give, case.logits.dtype)
@@ -136,7 +137,7 @@ def test_derivatives_of_a_linear_head():
     loss = partial(_by_identity, y=np.array([1]))
     np.testing.assert_allclose(_slope(loss), SLOPE, rtol=1e-5)
     np.testing.assert_allclose(_slope(partial(_slope, loss)), CURVATURE, rtol=1e-5)
-    torch = pytest.importorskip("torch")
+    torch = needs("torch")
     theirs = partial(_in_chunks(torch), y=torch.tensor([1]))
     assert torch.func.jvp(theirs, (torch.tensor(ROW),), (torch.tensor(ALONG),))[1] == 0
     with pytest.raises(RuntimeError):
@@ -146,6 +147,6 @@ def test_derivatives_of_a_linear_head():
 def test_derivative_by_class_weights():
     by_weights = jax.grad(lambda w: jaxce.cross_entropy(ROW, np.array([1]), class_weights=w, reduction="sum"))
     np.testing.assert_allclose(by_weights(jnp.ones(3)), [0, -np.log(SOFTMAX[1]), 0], rtol=1e-6)
-    torch = pytest.importorskip("torch")
+    torch = needs("torch")
     with pytest.raises(RuntimeError, match="not differentiable"):
         torch.nn.functional.cross_entropy(torch.tensor(ROW), torch.tensor([1]), torch.ones(3, requires_grad=True))

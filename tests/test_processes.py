@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from marks import needs
 
 pytestmark = pytest.mark.thorough
 EXAMPLE = Path(__file__).parent.parent / "examples" / "sharded_head.py"
@@ -19,7 +20,7 @@ TIMEOUT = 120  # s, for a run from start to end: whatever still runs is killed t
 SURVIVAL = 40  # s, twice HEARTBEAT_TIMEOUT + SHUTDOWN_TIMEOUT of the example
 
 for package in ("optax", "orbax.checkpoint", "tqdm"):
-    pytest.importorskip(package)
+    needs(package)
 
 
 @contextmanager

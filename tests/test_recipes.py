@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from marks import daily
+from marks import daily, needs
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "examples" / "recipes").glob("*.py"))
@@ -96,7 +96,7 @@ SAYS = {
 def test_recipe(name, capsys):
     path = ROOT / "examples" / "recipes" / f"{name}.py"
     for package in re.findall(r"^(?:import|from) (equinox|flax|optax|sklearn)", path.read_text(), re.MULTILINE):
-        pytest.importorskip(package)
+        needs(package)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         runpy.run_path(str(path), run_name="__main__")
     sentence, check = SAYS[name]

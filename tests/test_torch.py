@@ -17,7 +17,7 @@ import pytest
 import unoptimized
 from golden import make_torch
 from golden.make_torch import CASES
-from marks import daily, except_for
+from marks import daily, except_for, needs
 
 import jaxce
 
@@ -69,7 +69,7 @@ def test_float64(group, x64):
 @pytest.mark.parametrize("group", daily(ROUNDED_GROUPS, ["labels-NC1", "probabilities-NC1"]))
 def test_smaller_dtypes(group, dtype):
     """PyTorch gets the numbers that the dtype can hold, in float64: it is the truth, not another approximation."""
-    pytest.importorskip("torch")
+    needs("torch")
     cases = _cases(group)
     arrays = {name: _round(array, dtype) for name, array in make_torch.draw(2).items()}
     _compare(_program(cases), arrays, {case.name: make_torch.run(case, arrays) for case in cases}, dtype)
@@ -84,7 +84,7 @@ def test_stored_results_belong_to_the_table():
 
 
 def test_stored_results_are_those_of_the_installed_pytorch():
-    pytest.importorskip("torch")
+    needs("torch")
     arrays, results = make_torch.load()
     for case in CASES:
         stored, live = results[case.name], make_torch.run(case, arrays)
@@ -197,7 +197,7 @@ def test_pytorch_samples_without_elements(name, x64, rng):
 @pytest.mark.filterwarnings("ignore:Using a target size")
 @pytest.mark.parametrize(("name", "index"), [(name, i) for name, count in ERROR_INPUTS.items() for i in range(count)])
 def test_pytorch_error_inputs(name, index):
-    torch = pytest.importorskip("torch")
+    torch = needs("torch")
     errors = list(_op(name).error_inputs("cpu"))
     assert len(errors) == ERROR_INPUTS[name]
     arguments, options = _arguments(name, errors[index].sample_input)
@@ -208,7 +208,7 @@ def test_pytorch_error_inputs(name, index):
 
 
 def test_pytorch_has_no_other_error_inputs():
-    pytest.importorskip("torch")
+    needs("torch")
     assert {name for name in (*LOSSES, *SOFTMAXES) if _op(name).error_inputs_func is not None} == set(ERROR_INPUTS)
 
 
@@ -250,8 +250,8 @@ def _compare_samples(name, samples, rng):
 
 
 def _op(name, variant=""):
-    pytest.importorskip("torch")
-    pytest.importorskip("expecttest")  # PyTorch's samples need it
+    needs("torch")
+    needs("expecttest")  # PyTorch's samples need it
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ImportWarning)  # PyTorch would like hypothesis for tests of its own
         from torch.testing._internal.common_methods_invocations import op_db
@@ -282,7 +282,7 @@ def _arguments(name, sample):
 
 @pytest.mark.parametrize("name", [*LOSSES, *SOFTMAXES])
 def test_signature_is_pytorchs(name):
-    torch = pytest.importorskip("torch")
+    torch = needs("torch")
     ours, theirs = (
         [(parameter.name, parameter.default) for parameter in inspect.signature(function).parameters.values()]
         for function in (getattr(jaxce.torch, name), getattr(torch.nn.functional, name))
@@ -358,7 +358,7 @@ def test_one_row_with_and_without_a_batch(name, input_shape, target_shape, reduc
     assert actual.shape == (SINGLE[name][input_shape, target_shape] if reduction == "none" else ())
     np.testing.assert_array_equal(actual, batch.reshape(actual.shape))
     if find_spec("torch"):
-        torch = pytest.importorskip("torch")
+        torch = needs("torch")
         arguments = [torch.tensor(array) for array in (input, *head, np.int64(target))]
         expected = getattr(torch.nn.functional, name)(*arguments, reduction=reduction).numpy()
         np.testing.assert_allclose(actual, expected, 1e-6, 1e-6, strict=True)
@@ -440,7 +440,7 @@ def test_kl_div_divides_by_elements_or_by_the_batch():
 
 def test_kl_div_flags_leave_the_batch_to_batchmean(x64):
     """PyTorch divides what the flags reduce by the batch once more."""
-    torch = pytest.importorskip("torch")
+    torch = needs("torch")
     input, target = np.log(np.full((2, 2), 0.5)), np.array([[1.0, 0.0], [0.5, 0.5]])
     with pytest.warns(UserWarning, match="size_average and reduce args"):
         expected = torch.nn.functional.kl_div(
