@@ -42,6 +42,24 @@ def test_smoke_run(tmp_path):
     assert float(worst["target ahead by 40 nats"]["optax, loss"]) > 1e6
 
 
+@pytest.mark.thorough
+def test_smoke_run_of_costs(tmp_path):
+    options = ["costs", "--smoke", "--output", tmp_path, "--name", "here"]
+    printed = subprocess.run([sys.executable, "-m", "benchmarks", *options], cwd=ROOT, check=True, capture_output=True)
+    page, *pictures = (tmp_path / f"here-costs{ending}" for ending in (".md", "-head.png", "-summary.png"))
+    assert set(tmp_path.iterdir()) == {page, *pictures}
+    assert page.read_text() + "\n" == printed.stdout.decode()
+    assert {name: len(rows) for name, rows in report.read(page.read_text()).items()} == {
+        "A linear head": 4,
+        "Entropy and argmax": 14,
+    }
+    drawn = [picture.read_bytes() for picture in pictures]
+    for picture in pictures:
+        picture.unlink()
+    subprocess.run([sys.executable, "-m", "benchmarks.costs", page], cwd=ROOT, check=True)
+    assert [picture.read_bytes() for picture in pictures] == drawn
+
+
 def test_a_wrong_contender_is_named_and_not_timed(monkeypatch):
     def twice(case):
         loss = contenders.JAX_LOSSES["jaxce"](case)
