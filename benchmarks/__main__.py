@@ -1,4 +1,7 @@
-"""python -m benchmarks [all | timings | calls | accuracy | plot | accelerators | post_training | device] [--smoke]."""
+"""python -m benchmarks [PART] [--smoke].
+
+PART is all, timings, calls, accuracy, plot, costs, accelerators, post_training or device.
+"""
 
 import argparse
 import re
@@ -26,6 +29,10 @@ def write(part: str, plan: timing.Plan, smoke: bool, output: Path | None, name: 
         from benchmarks import plot
 
         return plot.report(plan, smoke, output, name)
+    if part == "costs":
+        from benchmarks import costs
+
+        return costs.report(plan, smoke, output, name)
     if part == "device":
         from benchmarks import device
 
@@ -45,7 +52,7 @@ def slug(name: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="jaxce beside others, as tables.")
-    parser.add_argument("part", nargs="?", default="all", choices=["all", *PARTS, *COMPILED, "device"])
+    parser.add_argument("part", nargs="?", default="all", choices=["all", *PARTS, "costs", *COMPILED, "device"])
     parser.add_argument("--smoke", action="store_true", help="tiny shapes and few rounds; writes only to --output")
     parser.add_argument("--rounds", type=int, help="at most so many calls of each contender")
     parser.add_argument("--seconds", type=float, default=60.0, help="no new round of a case after these")

@@ -42,6 +42,42 @@ def test_smoke_run(tmp_path):
     assert float(worst["target ahead by 40 nats"]["optax, loss"]) > 1e6
 
 
+@pytest.mark.thorough
+def test_smoke_run_of_costs(tmp_path):
+    options = ["costs", "--smoke", "--output", tmp_path, "--name", "here"]
+    printed = subprocess.run([sys.executable, "-m", "benchmarks", *options], cwd=ROOT, check=True, capture_output=True)
+    page, *pictures = (tmp_path / f"here-costs{ending}" for ending in (".md", "-head.png", "-summary.png"))
+    assert set(tmp_path.iterdir()) == {page, *pictures}
+    assert page.read_text() + "\n" == printed.stdout.decode()
+    assert {name: len(rows) for name, rows in report.read(page.read_text()).items()} == {
+        "A linear head": 4,
+        "Entropy and argmax": 14,
+    }
+    drawn = [picture.read_bytes() for picture in pictures]
+    for picture in pictures:
+        picture.unlink()
+    subprocess.run([sys.executable, "-m", "benchmarks.costs", page], cwd=ROOT, check=True)
+    assert [picture.read_bytes() for picture in pictures] == drawn
+
+
+def _megabytes(row):
+    number, unit = row["temporaries"].split()
+    return float(number) * {"kB": 1e-3, "MB": 1}[unit]
+
+
+def test_what_the_pages_say_of_costs_is_measured():
+    """That a linear head holds less than a sixth of held logits, and who holds a second array of logits."""
+    tables = report.read((ROOT / "benchmarks" / "results" / "amd-epyc-2-cores-costs.md").read_text())
+    held = {row["classes"]: _megabytes(row) for row in tables["A linear head"] if row["loss"] == "held logits, jaxce"}
+    heads = [row for row in tables["A linear head"] if "linear" in row["loss"] and int(row["classes"]) >= 8192]
+    assert len(heads) == 10
+    assert all(6 * _megabytes(row) < held[row["classes"]] for row in heads)
+    logits = 4 * 1024 * 32768 / 1e6
+    for row in tables["Entropy and argmax"]:
+        holds = row["by"] == "plain JAX" and (row["logits"] == "LinearLogits" or "entropy" in row["beside the loss"])
+        assert (_megabytes(row) > 0.99 * logits) == holds, row
+
+
 def test_a_wrong_contender_is_named_and_not_timed(monkeypatch):
     def twice(case):
         loss = contenders.JAX_LOSSES["jaxce"](case)
