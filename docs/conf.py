@@ -54,18 +54,19 @@ html_css_files = ["site.css"]
 
 def setup(app):
     """Connects what happens to pages on their way."""
-    app.connect("source-read", begin_with_readme)
+    app.connect("source-read", take_outer_text)
     app.connect("source-read", link_outer_pages)
     app.connect("doctree-read", draw_formulas)
     app.connect("doctree-read", end_blocks)
 
 
-def begin_with_readme(app, name, source):
-    """Puts the README on the first page, whose links are from here and not from the directory above."""
-    if name == "index":
-        readme = Path(app.srcdir, "..", "README.md").read_text()
-        links = re.sub(r"(\]\()(?!https?:|docs/)", r"\1../", readme)
-        source[0] = links.replace("](docs/", "](") + "\n" + source[0]
+def take_outer_text(app, name, source):
+    """Gives two pages the text of files in the directory above, from where their links are."""
+    file = {"index": "README.md", "contributing": "CONTRIBUTING.md"}.get(name)
+    if file is not None:
+        text = Path(app.srcdir, "..", file).read_text()
+        text = re.sub(r"(\]\()(?!https?:|docs/)", r"\1../", text).replace("](docs/", "](")
+        source[0] = text.replace("](../CONTRIBUTING.md)", "](contributing.md)") + "\n" + source[0]
 
 
 def link_outer_pages(app, name, source):

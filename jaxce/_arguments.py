@@ -226,7 +226,7 @@ def as_array(name: str, value: object) -> HeldArray:
         return _as_jax_reads_it(name, value)
     if isinstance(value, LinearLogits):
         raise TypeError(
-            f"`{name}` must be an array here; got LinearLogits, which nobody holds. `cross_entropy`, `focal_loss`, "
+            f"`{name}` must be an array here; got LinearLogits, which are never stored. `cross_entropy`, `focal_loss`, "
             "`poly_loss`, `distillation_loss`, `custom_loss` and `summarize` take them as logits. Elsewhere pass "
             "hidden @ kernel."
         )

@@ -70,7 +70,7 @@ def linear_cross_entropy(
     batch_axis_name: RowAxisNames | None = None,
     reduction: Reduction = "mean",
 ) -> Array | MeanParts:
-    """Cross entropy of hidden · kernel, without the logits ever being held.
+    """Cross entropy of the logits hidden · kernel, which are never stored.
 
     `cross_entropy` of `LinearLogits`, for who looks for the name. Every other loss over classes takes them as well.
 

@@ -1,4 +1,4 @@
-"""Logits that nobody holds: hidden and kernel, standing where an array of logits would."""
+"""Logits that are never stored: hidden and kernel, standing where an array of logits would."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from jaxce._types import AxisName, ClassVector, HeldArray, Hidden, Kernel, Scala
 )
 @dataclass(frozen=True, init=False)
 class LinearLogits:
-    """The logits hidden · kernel + bias, which are never held: they stand where an array of logits would.
+    """The logits hidden · kernel + bias, which are never stored: use them where an array of logits would stand.
 
     For language models and other heads with many classes, where the logits and their gradient would be the largest
     arrays of the step. `cross_entropy`, `focal_loss`, `poly_loss`, `distillation_loss`, `custom_loss` and `summarize`

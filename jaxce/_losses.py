@@ -93,7 +93,7 @@ def cross_entropy(
 
     Args:
         logits: (..., C), or the classes along `axis`. Any floating dtype; the arithmetic is at least float32. Or
-            `LinearLogits`, which nobody holds.
+            `LinearLogits`, which are never stored.
         targets: labels in [0, C), any integer dtype, the shape of `logits` without the class axis; or distributions, a
             floating dtype, the shape of `logits`. They need not sum to 1. The dtype decides. Or `SparseTargets`, which
             list a few classes of every row, and stand for a distribution.

@@ -15,7 +15,7 @@ from jaxce._types import ArrayLike, Distributions, HeldArray, Labels
 @partial(jax.tree_util.register_dataclass, data_fields=["classes", "masses"], meta_fields=[])
 @dataclass(frozen=True, init=False)
 class SparseTargets:
-    """A distribution of K classes for every row: it stands where one over all classes would, which nobody holds.
+    """A distribution over K classes of every row, in place of one over all classes, which is never stored.
 
     For the K likeliest tokens of a teacher, for the two labels of mixup, and for labels that several raters gave. With
     classes c_k and masses m_k the target of a row is::

@@ -130,7 +130,7 @@ def linear_cross_entropy(
 ) -> Array:
     """`torch.nn.functional.linear_cross_entropy`, without its `options`. See `jaxce.linear_cross_entropy`.
 
-    The loss is that of `cross_entropy` on input · linear_weightᵀ + linear_bias, whose logits are not held.
+    The loss is that of `cross_entropy` on input · linear_weightᵀ + linear_bias, whose logits are never stored.
 
     Args:
         input: (D,) or (N, D), floating.

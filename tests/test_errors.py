@@ -264,13 +264,13 @@ CASES = {
     "lazy log-probabilities": (
         lambda: jaxce.nll_loss(LAZY, LABELS),
         TypeError,
-        "`log_probs` must be an array here; got LinearLogits, which nobody holds. `cross_entropy`, `focal_loss`, "
+        "`log_probs` must be an array here; got LinearLogits, which are never stored. `cross_entropy`, `focal_loss`, "
         "`poly_loss`, `distillation_loss`, `custom_loss` and `summarize` take them as logits. Elsewhere pass hidden @ kernel.",
     ),
     "lazy scores": (
         lambda: jaxce.multi_margin_loss(LAZY, LABELS),
         TypeError,
-        "`logits` must be an array here; got LinearLogits, which nobody holds. `cross_entropy`, `focal_loss`, "
+        "`logits` must be an array here; got LinearLogits, which are never stored. `cross_entropy`, `focal_loss`, "
         "`poly_loss`, `distillation_loss`, `custom_loss` and `summarize` take them as logits. Elsewhere pass hidden @ kernel.",
     ),
     "an infinite temperature of lazy logits": (
