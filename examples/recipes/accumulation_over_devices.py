@@ -31,14 +31,10 @@ def accumulate(kernel, micro_batches):
     return parts.psum("data").mean(), jaxce.MeanParts(gradient, parts.weight).psum("data").mean()
 
 
-rng = np.random.default_rng(0)
+rng, kernel = np.random.default_rng(0), jax.random.normal(jax.random.key(0), (64, 10))
 labels = np.where(rng.random((16, 112)) < np.linspace(0, 1, 112), -1, rng.integers(0, 10, (16, 112)))
 batch = rng.random((16, 112, 64), np.float32), labels  # 16 micro-batches; the later a row, the rarer it has a label
-kernel = jax.random.normal(jax.random.key(0), (64, 10))
 loss, gradient = accumulate(kernel, jax.device_put(batch, jax.NamedSharding(mesh, split)))
 whole, exact = jax.value_and_grad(lambda kernel: total_of(kernel, *batch)[1].mean())(kernel)
-counts = (labels >= 0).reshape(16, mesh.size, -1).sum(axis=(0, 2))
 error = np.linalg.norm(gradient - exact) / np.linalg.norm(exact)
-print(
-    f"{mesh.size} devices, {counts.min()} to {counts.max()} labels each: loss {loss:.4f}, at once {whole:.4f}, gradient off by {error:.0e}"
-)
+print(f"{mesh.size} devices: loss {loss:.4f}, of all rows at once {whole:.4f}, gradient off by {error:.0e}")

@@ -30,9 +30,9 @@ def train_step(params, opt_state, inputs, labels):
 keys, rows = jax.random.split(jax.random.key(0), 4), P(("data", "fsdp"))
 with jax.set_mesh(mesh):
     params = {"body": jax.random.normal(keys[0], (64, 256), out_sharding=P("fsdp")) / 8}
-    params["kernel"] = jax.random.normal(keys[1], (256, 16384), out_sharding=P("fsdp")) / 8
+    params["kernel"] = jax.random.normal(keys[1], (256, 8192), out_sharding=P("fsdp")) / 8
     inputs = jax.random.normal(keys[2], (1024, 64), out_sharding=rows)
-    labels = jax.random.randint(keys[3], (1024,), 0, 16384, out_sharding=rows)
+    labels = jax.random.randint(keys[3], (1024,), 0, 8192, out_sharding=rows)
     alone = loss_of(*jax.device_get((params, inputs, labels)))
     params, opt_state, loss, gradients = train_step(params, optimizer.init(params), inputs, labels)
 types = [jax.typeof(tree["kernel"]) for tree in (params, gradients, opt_state[0].mu)]

@@ -33,7 +33,7 @@ rngs = nnx.Rngs(0)
 layers = nnx.Conv(1, 16, (5, 5), rngs=rngs), nnx.relu, nnx.Conv(16, 16, (5, 5), rngs=rngs), nnx.relu
 network = nnx.Sequential(*layers, nnx.Linear(16, 3, rngs=rngs))
 optimizer = nnx.Optimizer(network, optax.adam(1e-2), wrt=nnx.Param)
-batches = [rng.choice(256, size=32, replace=False) for _ in range(60)]
+batches = [rng.choice(256, size=32, replace=False) for _ in range(40)]
 losses = [train_step(network, optimizer, images[batch], labels[batch]) for batch in batches]
 guesses, truth = np.argmax(network(images[256:]), axis=-1), labels[256:]
 iou = jaccard_score(truth[truth != void], guesses[truth != void], average="macro")
