@@ -12,7 +12,7 @@ rng = np.random.default_rng(0)
 inputs = rng.normal(size=(1500, 32)).astype(np.float32)
 scores = inputs @ rng.normal(size=(32, 2000)) + rng.normal(-11, 1, 2000) + rng.logistic(size=(1500, 2000))
 (inputs, held_out), (targets, truth) = np.split(inputs, [1000]), np.split((scores > 0).astype(np.float32), [1000])
-frequency = (targets.sum(axis=0) + 1) / (len(targets) + 2)  # of the yes, for each label, and never 0
+frequency = (targets.sum(axis=0) + 1) / (len(targets) + 2)  # of yes, for each label; never 0
 optimizer = optax.adam(3e-2)
 
 
@@ -30,7 +30,7 @@ def train(pos_weight):
     return jax.lax.fori_loop(0, 60, step, (start, optimizer.init(start)))[0]
 
 
-rare = np.argsort(np.where(truth.any(axis=0), frequency, 1))[:200]  # of the labels that are held out at all
+rare = np.argsort(np.where(truth.any(axis=0), frequency, 1))[:200]  # of the labels that occur in the held-out rows
 for name, pos_weight in ("plain", 1.0), ("weighted", np.sqrt(1 / frequency - 1)):
     params = train(pos_weight)
     logits = np.asarray(held_out @ params["kernel"] + params["bias"])
