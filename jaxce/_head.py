@@ -267,6 +267,8 @@ def tile_shape(head: LinearLogits | Array, counts: Array | None) -> tuple[int, i
         most = operator.index(head.block_bytes)
     few_classes = min_dim(512, num_rows // 16)
     classes = block_size(max_dim(few_classes, most // (4 * max_dim(1, num_rows))), num_classes)
+    if isinstance(head, LinearLogits) and head.block_bytes is None and head.feature_axis_name:
+        classes = min_dim(classes, max_dim(512, num_classes // 8))  # of which the features are gathered
     return rows_per_tile(num_rows, most // (4 * classes), counts), classes
 
 

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = {"pytorch": "torch", "optax": "optax", "keras": "keras", "t5x_maxtext": None}  # and what has to be installed
+PAGES = {"pytorch": "torch", "optax": "optax", "keras": "keras"}  # and what has to be installed
+PAGES |= dict.fromkeys(["t5x_maxtext", "trainers", "vision_trainers"])
 BLOCK = re.compile(r"^(?:\*\*(?P<owner>[\w /]+)\*\*\n\n)?```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
