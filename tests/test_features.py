@@ -13,6 +13,7 @@ from marks import daily
 from modes import all_modes, plain_modes
 
 import jaxce
+from jaxce._head import tile_shape
 
 N, D, V = 16, 8, 22
 BLOCK = 4 * (N // 4) * 5  # bytes: five of the eleven classes of a device, for its rows
@@ -185,3 +186,11 @@ def test_features_that_are_the_same_everywhere():
         split(KERNEL)
     with pytest.raises(ValueError, match="all devices along it hold the same `kernel`"):
         split(KERNEL[:4])
+
+
+def test_a_gathered_block_is_an_eighth_of_the_kernel():
+    """However few the rows are that a device has: a block of their logits alone may have all classes."""
+    head = functools.partial(jaxce.LinearLogits, jnp.zeros((4, 1)), jnp.zeros((1, 8192)))
+    assert tile_shape(head(), None) == (4, 8192)
+    assert tile_shape(head(feature_axis_name="fsdp"), None) == (4, 1024)
+    assert tile_shape(head(feature_axis_name="fsdp", block_bytes=4 * 4 * 100), None) == (4, 100)
