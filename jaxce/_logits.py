@@ -56,9 +56,9 @@ class LinearLogits:
             holds the kernel whole; the backward pass recomputes. On an Explicit mesh the types say it.
         block_bytes: what one block of logits may take in float32. None is an eighth of all, but at least 4 MiB, and at
             most 32 MiB for blocks of classes and 512 MiB for blocks of rows; fewer than 1024 rows are one block of
-            rows; where features are split, at most an eighth of the classes too. For N rows a block has max(1, block_bytes // 4N) classes, or max(1, block_bytes // 4V) rows. Of so
-            many rows that it would have fewer than 512 classes, and fewer than N / 16, it has that many, and its rows
-            come in tiles.
+            rows, and where features are split a block has at most an eighth of the classes, or 512. For N rows a block
+            has max(1, block_bytes // 4N) classes, or max(1, block_bytes // 4V) rows. Of so many rows that it would have
+            fewer than 512 classes, and fewer than N / 16, it has that many, and its rows come in tiles.
         recompute: whether the backward pass makes the logits again. None does so where `kernel` is narrower than
             float32, so that its float32 gradient would be an array of its own, the largest of the step; and not
             otherwise.
