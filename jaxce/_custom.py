@@ -103,12 +103,11 @@ def custom_loss(
     batch_axis_name: RowAxisNames | None = None,
     reduction: Reduction = "mean",
 ) -> Array | MeanParts | tuple[Array | MeanParts, object]:
-    r"""A loss of your own over classes: a formula of the numbers that sum up a row of logits.
+    r"""A loss of your own over classes: a formula of the numbers that summarize a row of logits.
 
     For policy gradients, preferences, scaled cross entropies, and whatever else is arithmetic on log-probability,
-    entropy and prediction. It has what the losses here have: their accuracy and every derivative, logits that nobody
-    holds with both ways to a gradient, masks, meshes, parts. If the reduction is not enough, as where the numbers of
-    several rows meet in one loss, take `summarize`.
+    entropy and prediction. It has what the losses here have: their accuracy and every derivative, `LinearLogits`,
+    masks, meshes and parts. Where the numbers of several rows meet in one loss, use `summarize`.
 
     The formula sees one row. It is mapped over the rows, and so cannot mix them. It gets a `Summary` of scalars: `nll`
     is −log p of the target, −`nll` its log-probability, and `rows`, if there are any, with the numbers of the same row.

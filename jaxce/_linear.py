@@ -72,7 +72,7 @@ def linear_cross_entropy(
 ) -> Array | MeanParts:
     """Cross entropy of the logits hidden · kernel, which are never stored.
 
-    `cross_entropy` of `LinearLogits`, for who looks for the name. Every other loss over classes takes them as well.
+    Short for `cross_entropy` of `LinearLogits`, which the other losses over classes take as well.
 
     Args:
         hidden: (..., D), any floating dtype, as in `LinearLogits`.

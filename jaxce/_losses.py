@@ -106,8 +106,8 @@ def cross_entropy(
             `where=targets != ignore_index`.
         label_smoothing: ε in [0, 1]. The share of the target that is spread evenly over all C classes.
         z_loss: λ ≥ 0. Holds the softmax's denominator near 1; 1e-4 is common for language models.
-        num_classes: how many classes there are in all. None is all that the arrays have; of fewer, the rest is padding
-            at the end, which is not read.
+        num_classes: how many classes there are, by default all in the arrays. If fewer, those from `num_classes` on are
+            padding, and are not read.
         class_axis_name: mesh axis, or axes in the order of their spec, over which the classes are split. Inside
             `shard_map`, whatever has classes is the device's slice, and labels stay numbers of all classes. Outside,
             arrays are whole, on the mesh of `jax.set_mesh`; on an Explicit mesh their types say how they are split, and

@@ -236,9 +236,7 @@ def test_every_code_block_is_executed(page):
             assert (ROOT / page).parent.joinpath(path).resolve().parent == ROOT / "examples" / "recipes"
         elif language == "bash":
             assert page == "README.md"
-            assert code.startswith("pip install jaxce") or code.endswith(
-                (" -m pytest -n 2 -q\n", " examples/digits.py\n")
-            )
+            assert code.startswith("pip install .") or code.endswith((" -m pytest -n 2 -q\n", " examples/digits.py\n"))
         else:
             assert language in NO_CODE, language
 
