@@ -44,7 +44,6 @@ def test_what_it_says_of_both_losses(names):
     padded = logits.at[2].set(jnp.nan)
     of_hand, of_ours = gradients(padded, labels)
     assert jnp.isnan(of_hand).any()
-    assert jnp.isnan(by_hand(padded, labels))
     assert ours(padded, labels) == ours(logits, labels)
     assert not of_ours[2].any()
     assert jnp.isfinite(of_ours).all()
