@@ -22,7 +22,7 @@ _Tree = TypeVar("_Tree")
 Start = Array | int
 
 _FEW_ROWS = 256  # of which a matrix product is as fast, row for row, as of many
-_SHARE = 8  # of the rows that a tile has where some do not count, and of the logits that a block has
+SHARE = 8  # of the rows that a tile has where some do not count, and of the logits or the kernel that a block has
 
 
 class Along(enum.Enum):
@@ -65,7 +65,7 @@ def default_bytes(num_rows: int, num_classes: int, most: int, *, fewest_rows: in
     All, if there are fewer than a number of rows.
     """
     are_few = isinstance(num_rows, int) and num_rows < fewest_rows
-    return min_dim(most, max_dim(2**22, 4 * num_rows * num_classes // (1 if are_few else _SHARE)))
+    return min_dim(most, max_dim(2**22, 4 * num_rows * num_classes // (1 if are_few else SHARE)))
 
 
 def block_size(fitting: int, total: int) -> int:
@@ -81,7 +81,7 @@ def rows_per_tile(num_rows: int, fitting: int, counts: Bool[Array, " rows"] | No
     if not isinstance(num_rows, int) or not is_local.value or num_rows == 0:
         return num_rows
     size = block_size(fitting, num_rows)
-    return size if counts is None else min(size, max(_FEW_ROWS, -(-num_rows // _SHARE)))
+    return size if counts is None else min(size, max(_FEW_ROWS, -(-num_rows // SHARE)))
 
 
 def over_blocks(step: Callable[[_Carry, Start, int], _Carry], carry: _Carry, total: int, size: int) -> _Carry:

@@ -332,8 +332,8 @@ class Heads(NamedTuple):
 
     @property
     def tile_shape(self) -> tuple[int, int]:
-        """How many rows and classes are in a tile, by the student's word, if it is lazy, and else by the teacher's."""
-        return tile_shape(self.student if isinstance(self.student, LinearLogits) else self.teacher, self.counts)
+        """How many rows and classes are in a tile."""
+        return tile_shape([self.student, self.teacher], self.counts)
 
     @property
     def along(self) -> "Heads":

@@ -6,7 +6,7 @@ applies the rule of `_rule` to it and multiplies the result into the gradients o
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar, overload
@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Integer
 
 from jaxce._autodiff import rule
 from jaxce._blocks import (
+    SHARE,
     Along,
     Order,
     Start,
@@ -43,6 +44,7 @@ from jaxce._xla import on_cpu
 
 # What the user says of products that take bfloat16 and return float32.
 _IN_BFLOAT16 = ("bfloat16", "BF16_BF16_F32")
+_FEW_CLASSES = 512  # of which a matrix product is as fast, class for class, as of many
 
 _PerRow = Float[Array, " rows"]
 _PerClass = Float[Array, " classes"]
@@ -154,7 +156,7 @@ class HeadRows(NamedTuple):
 def _forward(rows: HeadRows) -> Numbers:
     dtype = rows.dtype
     num_rows, num_classes = rows.head.shape
-    rows_at_once, classes_at_once = tile_shape(rows.head, rows.counts)
+    rows_at_once, classes_at_once = tile_shape([rows.head], rows.counts)
     order = Order(rows.counts, rows_at_once, is_cheap=not rows.has_distributions)
     rows = rows.ordered(order)
     listed, has_vector = () if rows.masses is None else rows.masses.shape[1:], rows.class_vector is not None
@@ -183,7 +185,7 @@ def _forward(rows: HeadRows) -> Numbers:
 
 def _backward(rows: HeadRows, numbers: Numbers, cotangents: Numbers) -> HeadRows:
     num_rows, num_classes = rows.head.shape
-    rows_at_once, classes_at_once = tile_shape(rows.head, rows.counts)
+    rows_at_once, classes_at_once = tile_shape([rows.head], rows.counts)
     order = Order(rows.counts, rows_at_once, is_cheap=not rows.has_distributions)
     no_derivative = {"counts": None, "real": None} | ({} if rows.has_distributions else {"targets": None})
     along = rows.along._replace(**no_derivative)
@@ -255,20 +257,20 @@ def along_of(head: LinearLogits | Array) -> Any:
     return replace(head, **along)
 
 
-def tile_shape(head: LinearLogits | Array, counts: Array | None) -> tuple[int, int]:
-    """How many rows and classes are in a tile. Logits that are held have nothing to say about it.
+def tile_shape(heads: Sequence[LinearLogits | Array], counts: Array | None) -> tuple[int, int]:
+    """How many rows and classes are in a tile, by the word of the first lazy head, if there is one.
 
-    A block has all rows. If then it would have few classes, it has more of them, and its rows come in tiles.
+    A block has all rows. If then it would have few classes, it has more of them, and its rows come in tiles. Without a
+    word it has a share of a kernel that is gathered, however few the rows are.
     """
-    num_rows, num_classes = head.shape
-    if not isinstance(head, LinearLogits) or head.block_bytes is None:
-        most = default_bytes(num_rows, num_classes, 2**25)
-    else:
-        most = operator.index(head.block_bytes)
-    few_classes = min_dim(512, num_rows // 16)
+    num_rows, num_classes = heads[0].shape
+    lazy = [head for head in heads if isinstance(head, LinearLogits)]
+    word = lazy[0].block_bytes if lazy else None
+    most = default_bytes(num_rows, num_classes, 2**25) if word is None else operator.index(word)
+    few_classes = min_dim(_FEW_CLASSES, num_rows // 16)
     classes = block_size(max_dim(few_classes, most // (4 * max_dim(1, num_rows))), num_classes)
-    if isinstance(head, LinearLogits) and head.block_bytes is None and head.feature_axis_name:
-        classes = min_dim(classes, max_dim(512, num_classes // 8))  # of which the features are gathered
+    if word is None and any(head.feature_axis_name for head in lazy):
+        classes = min_dim(classes, max_dim(_FEW_CLASSES, num_classes // SHARE))
     return rows_per_tile(num_rows, most // (4 * classes), counts), classes
 
 

@@ -172,9 +172,9 @@ def _over_all(of_row: Callable[..., _Result], rows: Row, *trees: object, by_chun
         return over_rows(of_row, num_axes, in_axes)(rows, *trees)
 
     are_own = is_local.value and all(isinstance(size, int) for size in row_axes)
-    if not are_own or num_axes == 0 or not (num_axes > 1 or by_chunks) or math.prod(row_axes) >= 2**31:
-        return along_all_axes()
-    return on_cpu(along_one_axis, along_all_axes)()
+    if are_own and num_axes > (0 if by_chunks else 1) and math.prod(row_axes) < 2**31:  # by the last number of an int32
+        return on_cpu(along_one_axis, along_all_axes)()
+    return along_all_axes()
 
 
 def _parts_with_rows(rows: Row) -> dict[str, Any]:

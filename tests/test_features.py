@@ -191,6 +191,9 @@ def test_features_that_are_the_same_everywhere():
 def test_a_gathered_block_is_an_eighth_of_the_kernel():
     """However few the rows are that a device has: a block of their logits alone may have all classes."""
     head = functools.partial(jaxce.LinearLogits, jnp.zeros((4, 1)), jnp.zeros((1, 8192)))
-    assert tile_shape(head(), None) == (4, 8192)
-    assert tile_shape(head(feature_axis_name="fsdp"), None) == (4, 1024)
-    assert tile_shape(head(feature_axis_name="fsdp", block_bytes=4 * 4 * 100), None) == (4, 100)
+    split, whole = head(feature_axis_name="fsdp"), head()
+    assert tile_shape([whole], None) == (4, 8192)
+    assert tile_shape([split], None) == (4, 1024)
+    assert tile_shape([whole, split], None) == (4, 1024)
+    assert tile_shape([jnp.zeros((4, 8192)), split], None) == (4, 1024)
+    assert tile_shape([head(feature_axis_name="fsdp", block_bytes=4 * 4 * 100)], None) == (4, 100)

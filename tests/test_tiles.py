@@ -179,4 +179,4 @@ def test_what_is_small_or_symbolic_or_counts_whole_has_no_tiles():
 def test_shape_of_a_tile(shape, masked, expected):
     """32 MiB, or an eighth of the logits, but not less than 4 MiB."""
     head = jaxce.LinearLogits(jnp.zeros((shape[0], 1)), jnp.zeros((1, shape[1])))
-    assert tile_shape(head, jnp.zeros(shape[0], bool) if masked else None) == expected
+    assert tile_shape([head], jnp.zeros(shape[0], bool) if masked else None) == expected
