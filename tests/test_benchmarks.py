@@ -78,6 +78,44 @@ def test_what_the_pages_say_of_costs_is_measured():
         assert (_megabytes(row) > 0.99 * logits) == holds, row
 
 
+SHOWN = {  # the cases of the rows of a page, by the heading over them
+    ("README.md", "Measured"): [
+        "ImageNet-1k, 8192 × 1000, float32, labels",
+        "ImageNet-1k, 8192 × 1000, bfloat16, labels",
+        "ImageNet-1k, 8192 × 1000, float32, labels, every option",
+        "ImageNet-1k, 8192 × 1000, float32, distributions",
+        "token tags, 64 × 1024 × 9, float32, labels, ignore_index -100",
+        "Cityscapes, 2 × 19 × 512 × 1024, float32, labels, class weights, ignore_index 255",
+        "GPT-2, 512 × 50257, float32, labels",
+        "GPT-2, 512 × 50257, bfloat16, labels",
+        "GPT-2 head, 512 × 768 × 50257, float32, labels",
+        "GPT-2 head, 512 × 768 × 50257, bfloat16, labels",
+    ],
+    ("docs/linear_head.md", "Time on a CPU"): [
+        "GPT-2 head, 512 × 768 × 50257, float32, labels",
+        "GPT-2 head, 512 × 768 × 50257, bfloat16, labels",
+        "Llama-3 head, 256 × 512 × 128256, float32, labels",
+        "Llama-3 head, 256 × 512 × 128256, bfloat16, labels",
+        "Gemma-2 head, 128 × 512 × 256000, float32, labels, softcap 30.0",
+    ],
+}
+
+
+@pytest.mark.parametrize(("page", "heading"), SHOWN)
+def test_pages_have_the_ratios_of_the_committed_table(page, heading):
+    results = (ROOT / "benchmarks" / "results" / "amd-epyc-2-cores.md").read_text()
+    ratios, case = {}, ""
+    for row in report.read(results)["Loss and gradient"]:
+        case = row["case"] or case
+        ratios[case, row["contender"]] = row["time ÷ jaxce"]
+    rows = report.read((ROOT / page).read_text())[heading]
+    for shown, case in zip(rows, SHOWN[page, heading], strict=True):
+        name, *columns = shown
+        for column in columns:
+            expected, _, _ = ratios.get((case, column.replace(", ", " ")), "–").partition(":")  # of what is wrong
+            assert shown[column] == expected, (shown[name], column)
+
+
 def test_a_wrong_contender_is_named_and_not_timed(monkeypatch):
     def twice(case):
         loss = contenders.JAX_LOSSES["jaxce"](case)

@@ -5,6 +5,7 @@ import doctest
 import inspect
 import re
 import tomllib
+import typing
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -168,6 +169,15 @@ def test_the_public_names_are_those_of_the_package():
         "jaxce.imbalance.expected_cost",
         "jaxce.imbalance.logit_adjustment",
     }
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_signature_names_its_types(name):
+    """As they stand in the source, and not spelled out, which `help` would do; and they can be spelled out."""
+    signature = str(inspect.signature(PUBLIC[name]))
+    assert len(signature) <= 700
+    assert "jaxtyping" not in signature
+    assert typing.get_type_hints(PUBLIC[name])
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
